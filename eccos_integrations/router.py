@@ -1,0 +1,379 @@
+"""The router: learn from outcomes, then plan batches jointly or route single queries by the current prices."""
+
+import logging
+import threading
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from eccos_integrations.artifact import read_artifact, write_artifact
+from eccos_integrations.assignment import AssignmentProblem, Prices, adjusted_cost, relaxed_prices, solve
+from eccos_integrations.encoders import ENCODERS, Encoder, EncoderLike, make_encoder
+from eccos_integrations.errors import ArtifactError, ConfigError, InfeasibleError
+from eccos_integrations.history import best_single, learnable
+from eccos_integrations.outcomes import FloatArray, OutcomeTable
+from eccos_integrations.plan import Decision, Plan
+from eccos_integrations.policy import Policy
+from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker, Predictor
+from eccos_integrations.predictors.selection import Trial, choose, out_of_fold
+
+logger = logging.getLogger("eccos")
+
+SAMPLE = 500  # past queries kept as forecasts (no text): what a single query's prices are computed from
+PLAN_TIME_LIMIT_S = 10.0  # then the best assignment so far, with its gap
+PRICED_POLICIES = 128  # whose prices are kept
+REMEMBERED = 100_000  # decisions that feedback can still name
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What was observed after a decision; None = not observed."""
+
+    decision_id: str
+    model: str
+    quality: float | None = None
+    cost_usd: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    latency_s: float | None = None
+
+
+class Router:
+    """Assigns queries to the models of a pool at least cost under a policy.
+
+    Make one with `Router.fit` or `Router.load`.
+
+    Args:
+        pool: The models, in the order of `models`.
+        policy: What holds unless a call brings its own.
+        best: The best single model on the fitted outcomes.
+        predictor: A fitted predictor of the pool's models.
+        sample: Out-of-fold forecasts of past queries.
+        trials: What `predictor="auto"` chose from.
+
+    Example:
+        >>> from eccos_integrations import Policy, load_sample
+        >>> train, test = load_sample().split(0.7, seed=0)
+        >>> router = Router.fit(train, policy=Policy(min_quality=0.97, relative_to="best"), predictor="retrieval")
+        >>> plan = router.plan(test.queries)
+        >>> plan.floor_met, plan.solution.status
+        (True, 'optimal')
+        >>> router.route("What is 2 + 2?").model in router.models
+        True
+    """
+
+    def __init__(
+        self,
+        pool: ModelPool,
+        policy: Policy,
+        best: str,
+        predictor: ForecastMaker,
+        sample: Forecast,
+        trials: Sequence[Trial] = (),
+    ) -> None:
+        self.pool = pool
+        self.policy = policy
+        self.best = best
+        self.predictor = predictor
+        self.trials = tuple(trials)
+        self._sample = sample
+        self._prices: OrderedDict[str, tuple[Prices, bool]] = OrderedDict()  # by policy
+        self._decided: OrderedDict[str, str] = OrderedDict()  # decision id -> model
+        self._feedback: list[Feedback] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def __repr__(self) -> str:
+        name = getattr(self.predictor, "name", type(self.predictor).__name__)
+        return f"Router({len(self.pool)} models, best={self.best!r}, predictor={name!r}, policy={self.policy!r})"
+
+    @property
+    def models(self) -> list[str]:
+        """Names of the models, the columns of every forecast and assignment."""
+        return self.pool.names
+
+    @property
+    def feedbacks(self) -> list[Feedback]:
+        """What `feedback` was told, oldest first."""
+        return list(self._feedback)
+
+    @classmethod
+    def fit(
+        cls,
+        table: OutcomeTable,
+        pool: ModelPool | None = None,
+        policy: Policy | None = None,
+        predictor: str | ForecastMaker = "auto",
+        encoder: EncoderLike = "lexical",
+        seed: int = 0,
+    ) -> Self:
+        """Learn from past outcomes.
+
+        Args:
+            table: What the models did on past queries.
+            pool: The models to route to, default those of the table with the prices its costs imply.
+            policy: What must hold, default the best single model's quality (on forecasts) at least cost.
+            predictor: `"auto"` (the one that routes best in cross-validation), `"prior"`, `"retrieval"`, `"trained"`,
+                or an object with `fit` and `forecast`.
+            encoder: `"lexical"`, a sentence-transformers name or folder, or a function from texts to an array.
+            seed: Same seed, same router.
+
+        Raises:
+            ConfigError: The table is too small to learn from, a model has neither price nor cost, or a name is unknown.
+        """
+        policy = Policy(min_quality=1.0, relative_to="best") if policy is None else policy
+        pool = ModelPool.from_outcomes(table) if pool is None else pool
+        table = learnable(table, pool)
+        policy.check_models(pool.names)
+        best = best_single(table)
+        trials: list[Trial] = []
+        fitted: ForecastMaker
+        if isinstance(predictor, str):
+            if predictor == "auto":
+                fitted, sample, trials = choose(table, pool, policy, best, encoder, seed=seed)
+            elif predictor in PREDICTORS:
+                fitted = PREDICTORS[predictor](make_encoder(encoder).unfitted())
+                sample = out_of_fold(fitted, table, pool, seed=seed)
+                fitted.fit(table, pool, seed=seed)
+            else:
+                raise ConfigError(f"predictor: {predictor!r} is unknown; give 'auto', one of {list(PREDICTORS)}, "
+                                  "or an object with fit and forecast")  # fmt: skip
+        elif hasattr(predictor, "fit") and hasattr(predictor, "forecast"):
+            fitted = predictor
+            sample = out_of_fold(fitted, table, pool, seed=seed)
+            fitted.fit(table, pool, seed=seed)
+        else:
+            raise ConfigError(f"predictor: {type(predictor).__name__} has no fit and forecast; see ForecastMaker")
+        kept = np.sort(np.random.default_rng(seed).permutation(len(table))[:SAMPLE])
+        return cls(pool, policy, best, fitted, _rows(sample.check(len(table)), kept), trials)
+
+    def forecast(self, queries: Sequence[str]) -> Forecast:
+        """What each model is expected to do with each query; columns in the order of `models`.
+
+        Raises:
+            ConfigError: The queries are not strings.
+        """
+        if isinstance(queries, str):
+            raise ConfigError("queries: got one string; give a list, or use route() for a single query")
+        queries = list(queries)
+        if wrong := [type(query).__name__ for query in queries if not isinstance(query, str)]:
+            raise ConfigError(f"queries: got a {wrong[0]}; give strings")
+        return self.predictor.forecast(queries).select(self.models).check(len(queries))
+
+    def plan(self, queries: Sequence[str], policy: Policy | None = None, groups: Sequence[str] | None = None) -> Plan:
+        """Assign a batch jointly: one solve over all its queries.
+
+        Args:
+            queries: The batch.
+            policy: Default the router's own.
+            groups: One label per query where the policy's floor is per group.
+
+        Raises:
+            InfeasibleError: No assignment meets every row and the policy says `on_infeasible="raise"`.
+            ConfigError: The policy names an unknown model or group, or the batch is too large for one solve.
+        """
+        policy = self.policy if policy is None else policy
+        policy.check_models(self.models)
+        forecast = self.forecast(queries)
+        problem = self._problem(forecast, policy, None if groups is None else [str(label) for label in groups])
+        solution = solve(problem, time_limit_s=PLAN_TIME_LIMIT_S)
+        if solution.status == "infeasible":
+            if policy.on_infeasible == "raise":
+                raise InfeasibleError(solution.message)
+            logger.warning("plan of %d queries: %s", problem.n, solution.message)
+        floor_met = all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
+        adjusted = adjusted_cost(problem, solution.prices)
+        reason = f"planned jointly with {problem.n - 1} others"
+        decisions = [
+            self._decision(column, forecast, row, adjusted[row], reason, floor_met=floor_met)
+            for row, column in enumerate(solution.assignment)
+        ]
+        return Plan(decisions, solution.assignment, problem.min_quality, floor_met, solution)
+
+    def route(self, query: str, policy: Policy | None = None) -> Decision:
+        """Decide one query at the prices at which past queries met the policy. Fast, greedy, no load limits.
+
+        Args:
+            query: The text.
+            policy: Default the router's own; its capacity is for plans and does not count here.
+
+        Raises:
+            ConfigError: The policy's floor is per group, which only a plan can keep.
+        """
+        forecast = self.forecast([query])
+        prices, floor_met = self._current_prices(self.policy if policy is None else policy)
+        adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
+        return self._decision(
+            int(np.argmin(adjusted)), forecast, 0, adjusted, "routed at the current prices", floor_met=floor_met
+        )
+
+    def feedback(
+        self,
+        decision_id: str,
+        *,
+        quality: float | None = None,
+        cost_usd: float | None = None,
+        input_tokens: float | None = None,
+        output_tokens: float | None = None,
+        latency_s: float | None = None,
+    ) -> None:
+        """Say what came of a decision. Kept in memory, in `feedbacks`.
+
+        Raises:
+            ConfigError: No such decision, or a value is out of range.
+        """
+        values = {"quality": quality, "cost_usd": cost_usd, "input_tokens": input_tokens,
+                  "output_tokens": output_tokens, "latency_s": latency_s}  # fmt: skip
+        for name, value in values.items():
+            if value is not None and not (0 <= value <= (1 if name == "quality" else np.inf) and np.isfinite(value)):
+                raise ConfigError(
+                    f"{name}: {value!r} is out of range; it must be at least 0, finite, quality at most 1"
+                )
+        with self._lock:
+            if decision_id not in self._decided:
+                raise ConfigError(f"decision_id: {decision_id!r} is not a decision of this router that placed a query, "
+                                  f"or is older than the last {REMEMBERED}")  # fmt: skip
+            self._feedback.append(Feedback(decision_id, self._decided[decision_id], **values))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the router to a folder, which appears whole or not at all. No prompt is in it.
+
+        Raises:
+            ConfigError: The predictor is an object of your own, which only you can save.
+            ArtifactError: The folder holds something else.
+        """
+        if not isinstance(self.predictor, Predictor):
+            raise ConfigError(f"predictor: {type(self.predictor).__name__} cannot be saved; save it yourself and fit "
+                              "again, or use a built-in predictor")  # fmt: skip
+        encoder = self.predictor.encoder
+        settings = {
+            "pool": [model.model_dump(exclude_defaults=True) for model in self.pool],
+            "policy": self.policy.model_dump(exclude_defaults=True),
+            "best": self.best,
+            "predictor": {"name": self.predictor.name, "settings": self.predictor.settings()},
+            "encoder": {"name": encoder.name, "settings": encoder.settings()},
+            "trials": [
+                {"predictor": t.predictor, "score": t.score if np.isfinite(t.score) else None, "skipped": t.skipped}
+                for t in self.trials
+            ],
+        }
+        files = {
+            "encoder.npz": encoder.arrays(),
+            "predictor.npz": self.predictor.arrays(),
+            "sample.npz": {"quality": self._sample.quality, "cost_usd": self._sample.cost_usd},
+        }
+        write_artifact(Path(folder), settings, files)
+
+    @classmethod
+    def load(cls, folder: str | Path, encoder: EncoderLike | None = None) -> Self:
+        """Read a saved router. Downloads nothing and runs nothing that was saved.
+
+        Args:
+            folder: What `save` was given.
+            encoder: The function the router was fitted with, if it was; a function cannot be saved.
+
+        Raises:
+            ArtifactError: A file is missing, damaged, or from a newer version.
+        """
+        settings, files = read_artifact(Path(folder))
+        for kind, known in (("encoder", ENCODERS), ("predictor", PREDICTORS)):
+            if (name := settings[kind]["name"]) not in known:
+                raise ArtifactError(
+                    f"{folder}: {kind} {name!r} is not one of {list(known)}; upgrade eccos-integrations"
+                )
+        pool = ModelPool([Model(**model) for model in settings["pool"]])
+        restored: Encoder
+        if encoder is not None:
+            restored = make_encoder(encoder)
+        else:
+            saved = settings["encoder"]
+            restored = ENCODERS[saved["name"]].restore(saved["settings"], files["encoder.npz"])
+        kind = settings["predictor"]
+        predictor = PREDICTORS[kind["name"]].restore(kind["settings"], files["predictor.npz"], restored, pool)
+        unknown = np.full(files["sample.npz"]["quality"].shape, np.nan)
+        sample = Forecast(pool.names, **files["sample.npz"], input_tokens=unknown, output_tokens=unknown,
+                          latency_s=unknown)  # fmt: skip
+        trials = [
+            Trial(t["predictor"], np.nan if t["score"] is None else t["score"], t["skipped"])
+            for t in settings["trials"]
+        ]
+        return cls(pool, Policy(**settings["policy"]), settings["best"], predictor, sample, trials)
+
+    def _problem(self, forecast: Forecast, policy: Policy, groups: list[str] | None = None) -> AssignmentProblem:
+        """The policy's rows over a forecast."""
+        best = forecast.quality[:, self.models.index(self.best)]
+        reached: dict[str | None, float] = {None: float(best.mean()) if len(best) else 0.0}
+        if groups is not None:
+            if len(groups) != len(best):
+                raise ConfigError(f"groups: {len(groups)} labels for {len(best)} queries; give one per query")
+            for label in dict.fromkeys(groups):
+                reached[label] = float(best[np.array(groups) == label].mean())
+        floors = policy.floors(reached)
+        if isinstance(floors, dict) and groups is None:
+            raise ConfigError(
+                "min_quality: floors are per group; call plan(queries, groups=[...]) with a label per query"
+            )
+        capacity = None
+        if policy.capacity is not None:
+            capacity = np.array([policy.capacity.get(name, np.inf) for name in self.models])
+        return AssignmentProblem(
+            forecast.cost_usd,
+            forecast.quality,
+            min_quality=floors,
+            max_mean_cost_usd=policy.max_mean_cost_usd,
+            capacity=capacity,
+            groups=groups if isinstance(floors, dict) else None,
+        )
+
+    def _current_prices(self, policy: Policy) -> tuple[Prices, bool]:
+        """Prices at which the sample meets the policy, and whether it can."""
+        key = policy.model_dump_json(exclude={"capacity"})
+        known = self._prices.get(key)
+        if known is None:
+            problem = self._problem(self._sample, policy.model_copy(update={"capacity": None}))
+            reachable = float(problem.quality.max(axis=1).mean())
+            known = relaxed_prices(problem), reachable >= max(problem.floors.values(), default=0.0)
+            with self._lock:
+                self._prices[key] = known
+                while len(self._prices) > PRICED_POLICIES:
+                    self._prices.popitem(last=False)
+        return known
+
+    def _decision(
+        self, column: int, forecast: Forecast, row: int, adjusted: FloatArray, reason: str, *, floor_met: bool
+    ) -> Decision:
+        order = [int(j) for j in np.argsort(adjusted, kind="stable") if np.isfinite(adjusted[j])]
+        decision_id = uuid.uuid4().hex
+        if column < 0:
+            ranking = tuple(self.models[j] for j in order)
+            return Decision(decision_id, None, np.nan, np.nan, ranking, "no load was left", floor_met)
+        model = self.models[column]
+        with self._lock:
+            self._decided[decision_id] = model
+            while len(self._decided) > REMEMBERED:
+                self._decided.popitem(last=False)
+        return Decision(
+            id=decision_id,
+            model=model,
+            quality=float(forecast.quality[row, column]),
+            cost_usd=float(forecast.cost_usd[row, column]),
+            ranking=(model, *(self.models[j] for j in order if j != column)),
+            reason=reason,
+            floor_met=floor_met,
+        )
+
+
+def _rows(forecast: Forecast, rows: Any) -> Forecast:
+    names = ("quality", "cost_usd", "input_tokens", "output_tokens", "latency_s")
+    return Forecast(forecast.models, **{name: getattr(forecast, name)[rows] for name in names})
