@@ -48,11 +48,22 @@ class TrainedPredictor(Predictor):
         return {"width": self.width, "buckets": self.buckets, "steps": self.steps}
 
     def _learn(self, vectors: FloatArray, targets: Targets, seed: int) -> dict[str, NDArray[Any]]:
+        from threadpoolctl import threadpool_limits
+
         prior_spend = self._learnt["prior_spend"]
         ratio = np.divide(targets.spend, prior_spend, out=np.full(targets.spend.shape, np.nan), where=prior_spend > 0)
         bucket, bucket_ratio = _bucketed(ratio, self.buckets)
-        learnt = _train(vectors, targets.quality, bucket, self._learnt["prior_quality"],
-                        width=self.width, buckets=len(bucket_ratio), steps=self.steps, seed=seed)  # fmt: skip
+        with threadpool_limits(limits=1):  # small matrices: a second thread waits more than it works
+            learnt = _train(
+                vectors,
+                targets.quality,
+                bucket,
+                self._learnt["prior_quality"],
+                width=self.width,
+                buckets=len(bucket_ratio),
+                steps=self.steps,
+                seed=seed,
+            )
         learnt["bucket_ratio"] = bucket_ratio
         self._learnt.update(learnt, correction=np.ones(len(prior_spend)))
         # A mean over buckets is right on average only after each model's sum is set to what was observed.
