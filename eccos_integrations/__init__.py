@@ -11,11 +11,11 @@ from eccos_integrations.errors import (
     NoCapacityError,
 )
 from eccos_integrations.outcomes import OutcomeTable
-from eccos_integrations.plan import Decision, Plan
+from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import Model, ModelPool
 from eccos_integrations.predictors import Forecast
-from eccos_integrations.router import Feedback, Router
+from eccos_integrations.router import Router
 from eccos_integrations.sample import load_sample
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What a router decides: one decision per query, and a plan for a batch."""
+"""What a router decides, one decision per query and a plan for a batch, and what came of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +30,19 @@ class Decision:
     ranking: tuple[str, ...]
     reason: str
     floor_met: bool
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What was observed after a decision; None = not observed."""
+
+    decision_id: str
+    model: str
+    quality: float | None = None
+    cost_usd: float | None = None
+    input_tokens: float | None = None
+    output_tokens: float | None = None
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,6 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,14 +12,15 @@ import numpy as np
 
 from eccos_integrations.artifact import read_artifact, write_artifact
 from eccos_integrations.assignment import AssignmentProblem, Prices, adjusted_cost, relaxed_prices, solve
-from eccos_integrations.encoders import ENCODERS, Encoder, EncoderLike, make_encoder
-from eccos_integrations.errors import ArtifactError, ConfigError, InfeasibleError
+from eccos_integrations.encoders import EncoderLike, make_encoder
+from eccos_integrations.errors import ConfigError, InfeasibleError
 from eccos_integrations.history import best_single, learnable
 from eccos_integrations.outcomes import FloatArray, OutcomeTable
-from eccos_integrations.plan import Decision, Plan
+from eccos_integrations.packing import Contents, pack, unpack
+from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.policy import Policy
-from eccos_integrations.pool import Model, ModelPool
-from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker, Predictor
+from eccos_integrations.pool import ModelPool
+from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker
 from eccos_integrations.predictors.selection import Trial, choose, out_of_fold
 
 logger = logging.getLogger("eccos")
@@ -29,19 +29,6 @@ SAMPLE = 500  # past queries kept as forecasts (no text): what a single query's 
 PLAN_TIME_LIMIT_S = 10.0  # then the best assignment so far, with its gap
 PRICED_POLICIES = 128  # whose prices are kept
 REMEMBERED = 100_000  # decisions that feedback can still name
-
-
-@dataclass(frozen=True)
-class Feedback:
-    """What was observed after a decision; None = not observed."""
-
-    decision_id: str
-    model: str
-    quality: float | None = None
-    cost_usd: float | None = None
-    input_tokens: float | None = None
-    output_tokens: float | None = None
-    latency_s: float | None = None
 
 
 class Router:
@@ -253,27 +240,8 @@ class Router:
             ConfigError: The predictor is an object of your own, which only you can save.
             ArtifactError: The folder holds something else.
         """
-        if not isinstance(self.predictor, Predictor):
-            raise ConfigError(f"predictor: {type(self.predictor).__name__} cannot be saved; save it yourself and fit "
-                              "again, or use a built-in predictor")  # fmt: skip
-        encoder = self.predictor.encoder
-        settings = {
-            "pool": [model.model_dump(exclude_defaults=True) for model in self.pool],
-            "policy": self.policy.model_dump(exclude_defaults=True),
-            "best": self.best,
-            "predictor": {"name": self.predictor.name, "settings": self.predictor.settings()},
-            "encoder": {"name": encoder.name, "settings": encoder.settings()},
-            "trials": [
-                {"predictor": t.predictor, "score": t.score if np.isfinite(t.score) else None, "skipped": t.skipped}
-                for t in self.trials
-            ],
-        }
-        files = {
-            "encoder.npz": encoder.arrays(),
-            "predictor.npz": self.predictor.arrays(),
-            "sample.npz": {"quality": self._sample.quality, "cost_usd": self._sample.cost_usd},
-        }
-        write_artifact(Path(folder), settings, files)
+        contents = Contents(self.pool, self.policy, self.best, self.predictor, self._sample, self.trials)
+        write_artifact(Path(folder), *pack(contents))
 
     @classmethod
     def load(cls, folder: str | Path, encoder: EncoderLike | None = None) -> Self:
@@ -286,29 +254,8 @@ class Router:
         Raises:
             ArtifactError: A file is missing, damaged, or from a newer version.
         """
-        settings, files = read_artifact(Path(folder))
-        for kind, known in (("encoder", ENCODERS), ("predictor", PREDICTORS)):
-            if (name := settings[kind]["name"]) not in known:
-                raise ArtifactError(
-                    f"{folder}: {kind} {name!r} is not one of {list(known)}; upgrade eccos-integrations"
-                )
-        pool = ModelPool([Model(**model) for model in settings["pool"]])
-        restored: Encoder
-        if encoder is not None:
-            restored = make_encoder(encoder)
-        else:
-            saved = settings["encoder"]
-            restored = ENCODERS[saved["name"]].restore(saved["settings"], files["encoder.npz"])
-        kind = settings["predictor"]
-        predictor = PREDICTORS[kind["name"]].restore(kind["settings"], files["predictor.npz"], restored, pool)
-        unknown = np.full(files["sample.npz"]["quality"].shape, np.nan)
-        sample = Forecast(pool.names, **files["sample.npz"], input_tokens=unknown, output_tokens=unknown,
-                          latency_s=unknown)  # fmt: skip
-        trials = [
-            Trial(t["predictor"], np.nan if t["score"] is None else t["score"], t["skipped"])
-            for t in settings["trials"]
-        ]
-        return cls(pool, Policy(**settings["policy"]), settings["best"], predictor, sample, trials)
+        contents = unpack(*read_artifact(Path(folder)), encoder=encoder)
+        return cls(**vars(contents))
 
     def _problem(self, forecast: Forecast, policy: Policy, groups: list[str] | None = None) -> AssignmentProblem:
         """The policy's rows over a forecast."""
