@@ -76,6 +76,8 @@ class LexicalEncoder(Encoder):
     name = "lexical"
 
     def __init__(self, dimensions: int = 256) -> None:
+        if dimensions < 1:
+            raise ConfigError(f"dimensions: {dimensions}; give at least 1")
         self.dimensions = dimensions
         self._buckets: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # sorted, those the history uses
         self._table: NDArray[np.float32] = np.zeros((0, 1), dtype=np.float32)  # (buckets, D): idf times projection
@@ -183,8 +185,9 @@ class CallableEncoder(Encoder):
             ConfigError: The function returned something else than one finite vector per text.
         """
         digests = [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in texts]
-        known: dict[bytes, FloatArray | None] = {digest: self._recent.get(digest) for digest in digests}
-        new = {digest: text for digest, text in zip(digests, texts, strict=True) if known[digest] is None}
+        recent = ((digest, self._recent.get(digest)) for digest in digests)
+        known = {digest: vector for digest, vector in recent if vector is not None}
+        new = {digest: text for digest, text in zip(digests, texts, strict=True) if digest not in known}
         if new:
             found = dict(zip(new, self._compute(list(new.values())), strict=True))
             known.update(found)
@@ -192,11 +195,20 @@ class CallableEncoder(Encoder):
                 self._recent.update(found)
                 while len(self._recent) > self.remembered:
                     self._recent.popitem(last=False)
-        return np.array([known[digest] for digest in digests]) if digests else np.zeros((0, 1))
+        vectors = [known[digest] for digest in digests]
+        if len(widths := {len(vector) for vector in vectors}) > 1:
+            raise ConfigError(
+                f"encoder: returned vectors of {sorted(widths)} numbers; return the same number each time"
+            )
+        return np.array(vectors) if vectors else np.zeros((0, 1))
 
     def _compute(self, texts: list[str]) -> FloatArray:
-        vectors = np.asarray(self.function(texts), dtype=np.float64)
-        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+        returned = self.function(texts)
+        try:
+            vectors = np.asarray(returned, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ConfigError("encoder: returned no array; return one vector of finite numbers per text") from None
+        if vectors.ndim != 2 or len(vectors) != len(texts) or not vectors.size or not np.isfinite(vectors).all():
             raise ConfigError(f"encoder: returned shape {vectors.shape} for {len(texts)} texts; "
                               "return one vector of finite numbers per text")  # fmt: skip
         return _unit(vectors)
@@ -225,6 +237,8 @@ class SentenceTransformerEncoder(CallableEncoder):
     name = "sentence-transformers"
 
     def __init__(self, model: str | Path) -> None:
+        if not str(model):
+            raise ConfigError("encoder: '' names no model; give a name or a folder, or 'lexical'")
         super().__init__(self._embed)
         self.model = str(model)
         self._loaded: Any = None
@@ -232,6 +246,8 @@ class SentenceTransformerEncoder(CallableEncoder):
     def _embed(self, texts: list[str]) -> ArrayLike:
         if self._loaded is None:
             self._loaded = _load_sentence_transformer(self.model)
+        # Tokenizers take no lone surrogates.
+        texts = [text.encode("utf-8", "replace").decode() for text in texts]
         vectors: ArrayLike = self._loaded.encode(texts, convert_to_numpy=True, show_progress_bar=False)
         return vectors
 
@@ -252,7 +268,7 @@ def _load_sentence_transformer(model: str) -> Any:
         raise MissingExtraError("sentence-transformers", "neural") from None
     try:
         return SentenceTransformer(model, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001  # a damaged model may raise anything
         raise ConfigError(
             f"encoder: no sentence-transformers model {model!r} on this machine ({type(error).__name__}); "
             "download it first and give its folder, or use encoder='lexical'"
@@ -297,6 +313,9 @@ def _buckets(text: str) -> Iterator[int]:
 
 
 def _unit(vectors: FloatArray) -> FloatArray:
+    # By the largest first, so that no square over- or underflows.
+    largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0.0)
+    vectors = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     unit: FloatArray = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return unit

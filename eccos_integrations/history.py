@@ -37,6 +37,8 @@ def learnable(table: OutcomeTable, pool: ModelPool) -> OutcomeTable:
     if len(pool) < 2:
         raise ConfigError(f"pool: {pool.names} is one model; routing needs at least two")
     table = table.select(known)
+    answered = np.isfinite(table.quality).any(axis=1)
+    table = table.take(np.flatnonzero(answered))  # the others teach nothing
     if len({" ".join(text.split()) for text in table.queries}) < 2:
         raise ConfigError(f"table: {len(table)} distinct query; learning needs at least two, a useful router hundreds")
     tokens_known = np.isfinite(table.output_tokens).any()

@@ -4,7 +4,9 @@ import logging
 import threading
 import uuid
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -153,6 +155,8 @@ class Router:
         """
         if isinstance(queries, str):
             raise ConfigError("queries: got one string; give a list, or use route() for a single query")
+        if not isinstance(queries, Iterable):
+            raise ConfigError(f"queries: got a {type(queries).__name__}; give a list of strings")
         queries = list(queries)
         if wrong := [type(query).__name__ for query in queries if not isinstance(query, str)]:
             raise ConfigError(f"queries: got a {wrong[0]}; give strings")
@@ -175,9 +179,9 @@ class Router:
         forecast = self.forecast(queries)
         problem = self._problem(forecast, policy, None if groups is None else [str(label) for label in groups])
         solution = solve(problem, time_limit_s=PLAN_TIME_LIMIT_S)
-        if solution.status == "infeasible":
-            if policy.on_infeasible == "raise":
-                raise InfeasibleError(solution.message)
+        if solution.status == "infeasible" and policy.on_infeasible == "raise":
+            raise InfeasibleError(solution.message)
+        if solution.status in ("infeasible", "time_limit"):
             logger.warning("plan of %d queries: %s", problem.n, solution.message)
         floor_met = all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
         adjusted = adjusted_cost(problem, solution.prices)
@@ -198,8 +202,10 @@ class Router:
         Raises:
             ConfigError: The policy's floor is per group, which only a plan can keep.
         """
+        policy = self.policy if policy is None else policy
+        policy.check_models(self.models)
         forecast = self.forecast([query])
-        prices, floor_met = self._current_prices(self.policy if policy is None else policy)
+        prices, floor_met = self._current_prices(policy)
         adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
         return self._decision(
             int(np.argmin(adjusted)), forecast, 0, adjusted, "routed at the current prices", floor_met=floor_met
@@ -223,7 +229,8 @@ class Router:
         values = {"quality": quality, "cost_usd": cost_usd, "input_tokens": input_tokens,
                   "output_tokens": output_tokens, "latency_s": latency_s}  # fmt: skip
         for name, value in values.items():
-            if value is not None and not (0 <= value <= (1 if name == "quality" else np.inf) and np.isfinite(value)):
+            most = 1 if name == "quality" else np.inf
+            if value is not None and not (isinstance(value, Real) and 0 <= value <= most and np.isfinite(value)):
                 raise ConfigError(
                     f"{name}: {value!r} is out of range; it must be at least 0, finite, quality at most 1"
                 )
@@ -290,7 +297,7 @@ class Router:
         if known is None:
             problem = self._problem(self._sample, policy.model_copy(update={"capacity": None}))
             reachable = float(problem.quality.max(axis=1).mean())
-            known = relaxed_prices(problem), reachable >= max(problem.floors.values(), default=0.0)
+            known = _settled(problem, relaxed_prices(problem)), reachable >= max(problem.floors.values(), default=0.0)
             with self._lock:
                 self._prices[key] = known
                 while len(self._prices) > PRICED_POLICIES:
@@ -319,6 +326,24 @@ class Router:
             reason=reason,
             floor_met=floor_met,
         )
+
+
+def _settled(problem: AssignmentProblem, prices: Prices) -> Prices:
+    """The prices moved to the safe side of ties: queries that look alike all go one way, and that way must hold."""
+    row, towards = ("max_mean_cost_usd", -1) if problem.maximises_quality else ("min_quality", 1)
+    quality = prices.quality
+    assert isinstance(quality, float)
+    for step in 1e-9 * 2.0 ** np.arange(60):
+        slack = problem.slack(adjusted_cost(problem, prices).argmin(axis=1))
+        if np.min(slack.get(row, 0.0)) >= 0:
+            break
+        quality = max(quality, 1e-300) * (1 + step) ** towards
+        moved = replace(prices, quality=quality)
+        slack = problem.slack(adjusted_cost(problem, moved).argmin(axis=1))
+        if towards == 1 and np.min(slack.get("max_mean_cost_usd", 0.0)) < 0:  # a floor gives way to a budget
+            break
+        prices = moved
+    return prices
 
 
 def _rows(forecast: Forecast, rows: Any) -> Forecast:

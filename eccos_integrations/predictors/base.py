@@ -40,6 +40,14 @@ class Forecast:
     output_tokens: FloatArray
     latency_s: FloatArray
 
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self)[1:]:
+            array = np.asarray(getattr(self, field.name), dtype=np.float64)
+            if array.ndim != 2 or array.shape[1] != len(self.models):
+                raise ConfigError(f"forecast: {field.name} has shape {array.shape}, expected (queries, models) with "
+                                  f"{len(self.models)} models")  # fmt: skip
+            object.__setattr__(self, field.name, array)
+
     def __repr__(self) -> str:
         return f"Forecast({len(self)} queries x {len(self.models)} models)"
 
@@ -150,18 +158,28 @@ class Predictor(ABC):
         table = table.take(np.argsort(table.query_ids, kind="stable"))
         targets = Targets.of(table, self.pool)
         self._learnt = {
-            **_prior(targets),
+            **_prior(table, targets),
             "spend_is_usd": targets.spend_is_usd,
             "input_tokens": _input_token_rates(table),
             "latency_s": _column_means(table.latency_s),
         }
         vectors = self.encoder.fit(table.queries, seed=seed).encode(table.queries)
+        self._learnt["dimensions"] = np.array(vectors.shape[1])
         self._learnt.update(self._learn(vectors, targets, seed))
         return self
 
     def forecast(self, queries: Sequence[str]) -> Forecast:
         """Forecast every model of the pool on these queries; columns sorted by name."""
-        quality, spend = self._estimate(self.encoder.encode(queries))
+        if not self._learnt:
+            raise ConfigError(f"predictor: this {self.name} predictor has learnt nothing yet; call fit first")
+        if queries:
+            vectors = self.encoder.encode(queries)
+            if vectors.shape[1] != self._learnt["dimensions"]:
+                raise ConfigError(f"encoder: gives {vectors.shape[1]} dimensions, the predictor was fitted with "
+                                  f"{self._learnt['dimensions']}; give the encoder it was fitted with")  # fmt: skip
+            quality, spend = self._estimate(vectors)
+        else:
+            quality = spend = np.zeros((0, len(self.pool)))
         fixed, per_byte = self._learnt["input_tokens"]
         lengths = np.array([len(query.encode("utf-8", "surrogatepass")) for query in queries], dtype=np.float64)
         input_tokens = fixed + per_byte * lengths[:, None]
@@ -229,7 +247,7 @@ def _columns_of(table: OutcomeTable, models: list[str]) -> OutcomeTable:
     return OutcomeTable(table.query_ids, table.queries, models, tasks=table.tasks, **measures)
 
 
-def _prior(targets: Targets) -> dict[str, FloatArray]:
+def _prior(table: OutcomeTable, targets: Targets) -> dict[str, FloatArray]:
     """Per-model means, drawn towards the pool's mean where outcomes are few; the pool's mean where there are none."""
     quality = _shrunk_means(targets.quality)
     spend = np.empty(len(quality))
@@ -237,6 +255,9 @@ def _prior(targets: Targets) -> dict[str, FloatArray]:
         columns = targets.spend_is_usd == unit
         if columns.any():
             spend[columns] = _shrunk_means(targets.spend[:, columns])
+            if np.isnan(spend[columns]).any():  # none of these was observed, but another kind of model may have been
+                means = _column_means(table.cost_usd if unit else table.output_tokens)
+                spend[columns] = np.nanmean(means) if np.isfinite(means).any() else np.nan
     return {
         "prior_quality": quality,
         "prior_spend": spend,

@@ -34,7 +34,7 @@ class RetrievalPredictor(Predictor):
 
     def __init__(self, encoder: EncoderLike = "lexical", k: int = 16, strength: float = 16.0) -> None:
         super().__init__(encoder)
-        if k < 1 or strength <= 0:
+        if k < 1 or not 0 < strength < np.inf:
             raise ConfigError(f"retrieval: k={k}, strength={strength}; k must be at least 1 and strength positive")
         self.k = k
         self.strength = strength
@@ -56,11 +56,6 @@ class RetrievalPredictor(Predictor):
         """Similarities in 0..1 and rows of the nearest past queries, (N, k) each."""
         if self._index is None:  # built from the vectors, after fitting and after loading alike
             self._index = _index(self._learnt["vectors"])
-        if vectors.shape[1] != self._index.d:
-            raise ConfigError(
-                f"encoder: gives {vectors.shape[1]} dimensions, the predictor was fitted with {self._index.d}; "
-                "give the encoder it was fitted with"
-            )
         k = min(self.k, self._index.ntotal)
         # faiss proposes twice as many as needed; the exact order is settled here, the same for one query or many.
         _, rows = self._index.search(vectors.astype(np.float32), min(2 * k, self._index.ntotal))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eccos_integrations.encoders import EncoderLike, make_encoder
-from eccos_integrations.errors import MissingExtraError
+from eccos_integrations.errors import ConfigError, MissingExtraError
 from eccos_integrations.outcomes import FloatArray, OutcomeTable
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import ModelPool
@@ -58,11 +58,12 @@ def choose(
     Returns:
         The fitted predictor, its forecasts of the table (each query by a predictor that has not seen it), the trials.
     """
+    encoder = make_encoder(encoder)  # once: a callable remembers the texts
     candidates: Sequence[type[Predictor]] = (PriorPredictor, RetrievalPredictor, TrainedPredictor)
     trials: list[Trial] = []
     forecasts: dict[str, Forecast] = {}
     for candidate in candidates:
-        predictor = candidate(make_encoder(encoder).unfitted())
+        predictor = candidate(encoder.unfitted())
         try:
             forecast = out_of_fold(predictor, table, pool, seed=seed)
         except MissingExtraError as error:
@@ -73,7 +74,7 @@ def choose(
         logger.info("predictor %s: score %.4f", candidate.name, trials[-1].score)
     winner = min((trial for trial in trials if not trial.skipped), key=lambda trial: trial.score).predictor
     chosen = next(candidate for candidate in candidates if candidate.name == winner)
-    fitted = chosen(make_encoder(encoder).unfitted()).fit(table, pool, seed=seed)
+    fitted = chosen(encoder.unfitted()).fit(table, pool, seed=seed)
     return fitted, forecasts[winner], trials
 
 
@@ -83,10 +84,20 @@ def out_of_fold(predictor: ForecastMaker, table: OutcomeTable, pool: ModelPool, 
     parts = []
     for fold in folds:
         rest = np.setdiff1d(np.arange(len(table)), fold)
-        fresh = predictor.unfitted() if isinstance(predictor, Predictor) else copy.deepcopy(predictor)
+        fresh = _fresh(predictor)
         fresh.fit(table.take(rest), pool, seed=seed)
-        parts.append(fresh.forecast([table.queries[row] for row in fold]).select(pool.names))
+        parts.append(fresh.forecast([table.queries[row] for row in fold]).select(pool.names).check(len(fold)))
     return Forecast.concatenate(parts, folds)
+
+
+def _fresh(predictor: ForecastMaker) -> ForecastMaker:
+    if isinstance(predictor, Predictor):
+        return predictor.unfitted()
+    try:
+        return copy.deepcopy(predictor)
+    except TypeError as error:
+        raise ConfigError(f"predictor: {type(predictor).__name__} cannot be copied for cross-validation ({error}); "
+                          "give it __deepcopy__")  from None  # fmt: skip
 
 
 def routed_score(forecast: Forecast, table: OutcomeTable, policy: Policy, best: str) -> float:
@@ -111,7 +122,7 @@ def routed_score(forecast: Forecast, table: OutcomeTable, policy: Policy, best: 
         return 1.0
     if policy.min_quality is None:
         if policy.max_mean_cost_usd is None:
-            return float(np.min(cost) / best_cost)
+            return float(cost.min(initial=np.inf) / best_cost) if len(cost) else 1.0
         within = quality[cost <= policy.max_mean_cost_usd]
         return 1 - float(within.max(initial=0.0))
     floor = max(policy.min_quality.values()) if isinstance(policy.min_quality, dict) else policy.min_quality
