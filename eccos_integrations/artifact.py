@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import shutil
+import threading
 import uuid
 import zipfile
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ MANIFEST = "manifest.json"
 FILES = ("encoder.npz", "predictor.npz", "sample.npz")  # nothing else is ever read
 
 Arrays = Mapping[str, NDArray[Any]]
+
+_swap = threading.Lock()  # two renames, which two threads must not mix
 
 
 def write_artifact(folder: Path, settings: Mapping[str, Any], files: Mapping[str, Arrays]) -> None:
@@ -52,17 +55,20 @@ def write_artifact(folder: Path, settings: Mapping[str, Any], files: Mapping[str
         body = {"format": FORMAT, "version": VERSION, "files": checksums, "settings": settings}
         (unfinished / MANIFEST).write_bytes(_manifest(body))
         replaced = folder.with_name(f".{folder.name}.{mark}.old")
-        if folder.exists():
-            folder.rename(replaced)
-        try:
-            unfinished.rename(folder)
-        except BaseException:
-            if replaced.exists():
-                replaced.rename(folder)
-            raise
+        with _swap:
+            if folder.exists():
+                folder.rename(replaced)
+            try:
+                unfinished.rename(folder)
+            except BaseException:
+                if replaced.exists():
+                    replaced.rename(folder)
+                raise
         shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ArtifactError(f"{folder}: cannot be written ({error.strerror}); check the path") from None
         raise
 
 

@@ -10,8 +10,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from eccos_integrations import __version__
 from eccos_integrations.errors import EccosError, MissingExtraError
 from eccos_integrations.outcomes import OutcomeTable
 from eccos_integrations.pool import ModelPool
@@ -31,13 +33,24 @@ def main() -> None:
         try:
             app()
         except EccosError as error:
-            Console(stderr=True).print(f"[bold red]error:[/] {error}", markup=True, highlight=False)
+            # The words may hold brackets (an extra's name, a model's), which are no markup.
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
             raise SystemExit(1) from None
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)  # noqa: T201  # the answer
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
-    """Keeps the commands named even while there are few."""
+def _main(
+    version: Annotated[  # typer calls back
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -72,7 +85,7 @@ def demo(
         f"Saved {result.saved:.0%} of the cost of the best model alone and kept {result.kept:.1%} of its quality.",
         highlight=False,
     )
-    console.print(plotted, highlight=False)
+    console.print(plotted, markup=False, highlight=False)
 
 
 @app.command()

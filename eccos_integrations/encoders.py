@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eccos_integrations.errors import ArtifactError, ConfigError, MissingExtraError
-
-FloatArray = NDArray[np.float64]
+from eccos_integrations.outcomes import FloatArray
 
 BUCKETS = 2**18  # n-grams share a bucket by chance; at this size hardly ever
+MOST_BUCKETS = 20_000  # kept, the most frequent: the projection's size and its fit grow with them
 TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -98,7 +98,8 @@ class LexicalEncoder(Encoder):
         in_texts = Counter(bucket for count in counts for bucket in count)
         # What stands in one text alone cannot tell texts alike; a tiny history keeps everything.
         least = 2 if len(texts) > 50 else 1
-        self._buckets = np.array(sorted(b for b, n in in_texts.items() if n >= least), dtype=np.int64)
+        often = sorted((b for b, n in in_texts.items() if n >= least), key=lambda b: (-in_texts[b], b))
+        self._buckets = np.array(sorted(often[:MOST_BUCKETS]), dtype=np.int64)
         self._row_of = {int(bucket): row for row, bucket in enumerate(self._buckets)}
         if not self._row_of:
             self._table = np.zeros((0, 1), dtype=np.float32)

@@ -5,7 +5,7 @@ import logging
 import numpy as np
 
 from eccos_integrations.errors import ConfigError
-from eccos_integrations.outcomes import FloatArray, OutcomeTable
+from eccos_integrations.outcomes import OutcomeTable, column_means, words
 from eccos_integrations.pool import ModelPool
 
 logger = logging.getLogger("eccos")
@@ -20,8 +20,8 @@ def best_single(table: OutcomeTable) -> str:
     if not len(common):
         logger.warning("no query was answered by every model; 'best' compares models on different queries")
         common = np.arange(len(table))
-    quality = _column_means(table.quality[common], unobserved=-1.0)
-    cost = _column_means(table.cost_usd, unobserved=np.inf)
+    quality = column_means(table.quality[common], unobserved=-1.0)
+    cost = column_means(table.cost_usd, unobserved=np.inf)
     return table.models[int(np.lexsort((cost, -quality.round(12)))[0])]
 
 
@@ -39,7 +39,7 @@ def learnable(table: OutcomeTable, pool: ModelPool) -> OutcomeTable:
     table = table.select(known)
     answered = np.isfinite(table.quality).any(axis=1)
     table = table.take(np.flatnonzero(answered))  # the others teach nothing
-    if len({" ".join(text.split()) for text in table.queries}) < 2:
+    if len({words(text) for text in table.queries}) < 2:
         raise ConfigError(f"table: {len(table)} distinct query; learning needs at least two, a useful router hundreds")
     tokens_known = np.isfinite(table.output_tokens).any()
     for model in pool:
@@ -50,9 +50,3 @@ def learnable(table: OutcomeTable, pool: ModelPool) -> OutcomeTable:
             raise ConfigError(f"cost_usd: model {model.name!r} has no observed cost and no {lacks}; "
                               "add one of them to the table or the pool")  # fmt: skip
     return table
-
-
-def _column_means(values: FloatArray, *, unobserved: float) -> FloatArray:
-    """(M,) means of what was observed."""
-    columns = [column[np.isfinite(column)] for column in values.T]
-    return np.array([column.mean() if len(column) else unobserved for column in columns])

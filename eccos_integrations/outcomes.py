@@ -69,7 +69,7 @@ class OutcomeTable:
         if len(self.queries) != n:
             raise DataError(f"queries: {len(self.queries)} texts for {n} query_ids; give one text per id")
         for name in ("query_ids", "models"):
-            _refuse_repeats(name, getattr(self, name))
+            _check_names(name, getattr(self, name))
         if self.tasks is not None:
             object.__setattr__(self, "tasks", _texts("tasks", self.tasks))
             if len(self.tasks) != n:
@@ -196,6 +196,17 @@ class OutcomeTable:
         return [np.array(sorted(row for group in groups[part::k] for row in group)) for part in range(k)]
 
 
+def words(text: str) -> str:
+    """The text with its white space folded: two texts alike in this are the same query."""
+    return " ".join(text.split())
+
+
+def column_means(values: FloatArray, *, unobserved: float = np.nan) -> FloatArray:
+    """(M,) means of what was observed in each column of (N, M); `unobserved` where nothing was."""
+    columns = [column[np.isfinite(column)] for column in values.T]
+    return np.array([column.mean() if len(column) else unobserved for column in columns], dtype=np.float64)
+
+
 def _texts(name: str, values: Sequence[str]) -> list[str]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise DataError(f"{name}: got {'one string' if isinstance(values, str) else type(values).__name__}; "
@@ -207,17 +218,19 @@ def _texts(name: str, values: Sequence[str]) -> list[str]:
     return values
 
 
-def _refuse_repeats(name: str, values: list[str]) -> None:
+def _check_names(name: str, values: list[str]) -> None:
     if len(set(values)) != len(values):
         repeated = Counter(values).most_common(1)[0][0]
         raise DataError(f"{name}: {repeated!r} stands twice; give each name once")
+    if "" in values:
+        raise DataError(f"{name}: item {values.index('')} is empty; give it a name")
 
 
 def _shuffled_by_task(table: OutcomeTable, rng: np.random.Generator) -> list[list[int]]:
     """Rows grouped by equal text; the groups in random order within tasks, the tasks in random order."""
     by_text: dict[str, list[int]] = {}
     for row, text in enumerate(table.queries):
-        by_text.setdefault(" ".join(text.split()), []).append(row)
+        by_text.setdefault(words(text), []).append(row)
     groups = list(by_text.values())
     groups = [groups[i] for i in rng.permutation(len(groups))]
     if table.tasks is None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from eccos_integrations.artifact import Arrays
-from eccos_integrations.encoders import ENCODERS, EncoderLike, make_encoder
+from eccos_integrations.encoders import ENCODERS, EncoderLike, LexicalEncoder, make_encoder
 from eccos_integrations.errors import ArtifactError, ConfigError
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import Model, ModelPool
@@ -69,6 +69,7 @@ def unpack(settings: Mapping[str, Any], files: Mapping[str, Arrays], encoder: En
 
     Raises:
         ArtifactError: The encoder or the predictor is of a kind this version does not know.
+        ConfigError: An encoder is given for one that was packed.
     """
     kinds: dict[str, Mapping[str, Any]] = {"encoder": ENCODERS, "predictor": PREDICTORS}
     for part, known in kinds.items():
@@ -78,6 +79,9 @@ def unpack(settings: Mapping[str, Any], files: Mapping[str, Arrays], encoder: En
             )
     pool = ModelPool([Model(**model) for model in settings["pool"]])
     saved = settings["encoder"]
+    if encoder is not None and saved["name"] == LexicalEncoder.name:
+        raise ConfigError("encoder: the router was fitted with the lexical encoder, which was saved with it; "
+                          "leave the argument out")  # fmt: skip
     if encoder is None:
         restored = ENCODERS[saved["name"]].restore(saved["settings"], files["encoder.npz"])
     else:

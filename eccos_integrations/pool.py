@@ -190,7 +190,7 @@ def _implied_prices(input_tokens: FloatArray, output_tokens: FloatArray, cost_us
 
     known = np.isfinite(input_tokens) & np.isfinite(output_tokens) & np.isfinite(cost_usd) & (cost_usd > 0)
     tokens = np.column_stack([input_tokens[known], output_tokens[known]])
-    if np.linalg.matrix_rank(tokens) < 2:  # one price cannot be told from the other
+    if len(tokens) < 2 or np.linalg.matrix_rank(tokens) < 2:  # one price cannot be told from the other
         return {}
     relative = tokens / cost_usd[known, None]
     scale = relative.max(axis=0)

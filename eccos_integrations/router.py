@@ -147,6 +147,21 @@ class Router:
         kept = np.sort(np.random.default_rng(seed).permutation(len(table))[:SAMPLE])
         return cls(pool, policy, best, fitted, _rows(sample.check(len(table)), kept), trials)
 
+    def check_members(self, names: Iterable[str]) -> None:
+        """Refuse members that are not exactly this router's models.
+
+        Raises:
+            ConfigError: Names what is missing and what is too much.
+        """
+        names = list(names)
+        missing = [name for name in self.models if name not in names]
+        unknown = [name for name in names if name not in self.models]
+        if missing or unknown:
+            raise ConfigError(
+                f"members: missing {missing}, unknown {unknown}; give one member for each of the router's models "
+                f"{self.models}, or fit the router on a smaller pool"
+            )
+
     def forecast(self, queries: Sequence[str]) -> Forecast:
         """What each model is expected to do with each query; columns in the order of `models`.
 
@@ -174,8 +189,7 @@ class Router:
             InfeasibleError: No assignment meets every row and the policy says `on_infeasible="raise"`.
             ConfigError: The policy names an unknown model or group, or the batch is too large for one solve.
         """
-        policy = self.policy if policy is None else policy
-        policy.check_models(self.models)
+        policy = self._checked(policy)
         forecast = self.forecast(queries)
         problem = self._problem(forecast, policy, None if groups is None else [str(label) for label in groups])
         solution = solve(problem, time_limit_s=PLAN_TIME_LIMIT_S)
@@ -197,13 +211,12 @@ class Router:
 
         Args:
             query: The text.
-            policy: Default the router's own; its capacity is for plans and does not count here.
+            policy: Default the router's own; its capacity and `on_infeasible` are for plans and do not count here.
 
         Raises:
             ConfigError: The policy's floor is per group, which only a plan can keep.
         """
-        policy = self.policy if policy is None else policy
-        policy.check_models(self.models)
+        policy = self._checked(policy)
         forecast = self.forecast([query])
         prices, floor_met = self._current_prices(policy)
         adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
@@ -263,6 +276,15 @@ class Router:
         """
         contents = unpack(*read_artifact(Path(folder)), encoder=encoder)
         return cls(**vars(contents))
+
+    def _checked(self, policy: Policy | None) -> Policy:
+        """The policy, or the router's own."""
+        if policy is None:
+            return self.policy
+        if not isinstance(policy, Policy):
+            raise ConfigError(f"policy: got a {type(policy).__name__}; give Policy(min_quality=...)")
+        policy.check_models(self.models)
+        return policy
 
     def _problem(self, forecast: Forecast, policy: Policy, groups: list[str] | None = None) -> AssignmentProblem:
         """The policy's rows over a forecast."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -50,7 +51,7 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
     query: QuerySource = Field(default=None, exclude=True)
     """Key of a dict input, or function from an input to its text; see `langchain_eccos.query.query_text`."""
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # a misspelt policy is no policy
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
         Raises:
             ConfigError: A model of the router has no member, or a member is no model of the router.
         """
-        check_members(list(members), router)
+        router.check_members(members)
         if policy is not None:
             policy.check_models(router.models)
         runnables = {name: coerce_to_runnable(member) for name, member in members.items()}
@@ -88,7 +89,8 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> list[Output]:
-        return self._batch_with_config(self._batch, inputs, config, return_exceptions=return_exceptions, **kwargs)
+        answer = partial(self._batch, go_on=return_exceptions)
+        return self._batch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
 
     @override
     async def abatch(
@@ -99,9 +101,8 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
         return_exceptions: bool = False,
         **kwargs: Any | None,
     ) -> list[Output]:
-        return await self._abatch_with_config(
-            self._abatch, inputs, config, return_exceptions=return_exceptions, **kwargs
-        )
+        answer = partial(self._abatch, go_on=return_exceptions)
+        return await self._abatch_with_config(answer, inputs, config, return_exceptions=return_exceptions, **kwargs)
 
     @override
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any | None) -> Iterator[Output]:
@@ -149,14 +150,20 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
         inputs: list[Input],
         run_manager: list[CallbackManagerForChainRun],
         config: list[RunnableConfig],
+        *,
+        go_on: bool,
         **kwargs: Any,
     ) -> list[Exception | Output]:
-        decisions = self._plan(inputs)
+        decisions = self._plan(inputs, go_on=go_on)
 
-        def answer(input: Input, config: RunnableConfig, decision: Decision) -> Exception | Output:
+        def answer(input: Input, config: RunnableConfig, decision: Decision | ConfigError) -> Exception | Output:
+            if isinstance(decision, ConfigError):
+                return decision
             try:
                 return cast("Output", self._member(decision).invoke(input, _child(config, decision), **kwargs))
-            except Exception as error:  # noqa: BLE001  # one input's failure is that input's result
+            except Exception as error:
+                if not go_on:  # the calls not yet begun would be paid for and thrown away
+                    raise
                 return error
 
         with get_executor_for_config(config[0]) as executor:
@@ -167,14 +174,20 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
         inputs: list[Input],
         run_manager: list[AsyncCallbackManagerForChainRun],
         config: list[RunnableConfig],
+        *,
+        go_on: bool,
         **kwargs: Any,
     ) -> list[Exception | Output]:
-        decisions = await asyncio.to_thread(self._plan, inputs)
+        decisions = await asyncio.to_thread(self._plan, inputs, go_on=go_on)
 
-        async def answer(input: Input, config: RunnableConfig, decision: Decision) -> Exception | Output:
+        async def answer(input: Input, config: RunnableConfig, decision: Decision | ConfigError) -> Exception | Output:
+            if isinstance(decision, ConfigError):
+                return decision
             try:
                 return cast("Output", await self._member(decision).ainvoke(input, _child(config, decision), **kwargs))
-            except Exception as error:  # noqa: BLE001  # one input's failure is that input's result
+            except Exception as error:
+                if not go_on:  # the calls not yet begun would be paid for and thrown away
+                    raise
                 return error
 
         calls = (answer(*each) for each in zip(inputs, config, decisions, strict=True))
@@ -202,28 +215,24 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
     def _route(self, input: Input) -> Decision:
         return self.router.route(query_text(input, self.query), self.policy)
 
-    def _plan(self, inputs: list[Input]) -> list[Decision]:
-        return list(self.router.plan([query_text(each, self.query) for each in inputs], self.policy).decisions)
+    def _plan(self, inputs: list[Input], *, go_on: bool) -> list[Decision | ConfigError]:
+        """One decision per input, made jointly; for an input without a query its error, if the others go on."""
+        found: list[str | ConfigError] = []
+        for each in inputs:
+            try:
+                found.append(query_text(each, self.query))
+            except ConfigError as error:
+                if not go_on:
+                    raise
+                found.append(error)
+        plan = self.router.plan([text for text in found if isinstance(text, str)], self.policy)
+        decisions = iter(plan.decisions)
+        return [next(decisions) if isinstance(text, str) else text for text in found]
 
     def _member(self, decision: Decision) -> Runnable[Any, Any]:
         if decision.model is None:
             raise NoCapacityError("every model is full by the policy's capacity; raise it, or send a smaller batch")
         return self.members[decision.model]
-
-
-def check_members(names: list[str], router: Router) -> None:
-    """Refuse members that are not exactly the router's models.
-
-    Raises:
-        ConfigError: Names what is missing and what is too much.
-    """
-    missing = [name for name in router.models if name not in names]
-    unknown = [name for name in names if name not in router.models]
-    if missing or unknown:
-        raise ConfigError(
-            f"members: missing {missing}, unknown {unknown}; give one member for each of the router's models "
-            f"{router.models}, or fit the router on a smaller pool"
-        )
 
 
 def _child(config: RunnableConfig, decision: Decision) -> RunnableConfig:
@@ -238,7 +247,13 @@ def _child(config: RunnableConfig, decision: Decision) -> RunnableConfig:
 
 
 def _joined(chunks: list[Any]) -> Any:
-    """Streamed pieces of one input, added up as LangChain does; the last one where they do not add."""
+    """Streamed pieces of one input, added up as LangChain does; the last one where they do not add.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not chunks:
+        raise ConfigError("input: the stream ended before it began; give at least one piece")
     whole = chunks[0]
     for chunk in chunks[1:]:
         try:

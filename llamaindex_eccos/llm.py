@@ -1,5 +1,6 @@
 """`EccosLLM`: a LlamaIndex LLM that hands each call, whole, to the member its router chooses."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, Self, TypeVar
@@ -86,7 +87,8 @@ class EccosLLM(LLM):
     def __init__(
         self, members: Mapping[str, LLM], router: Router, policy: Policy | None = None, **settings: Any
     ) -> None:
-        _check_members(members, router.models)
+        router.check_members(members)
+        _check_kinds(members)
         members = {name: members[name] for name in router.models}
         super().__init__(members=members, router=router, policy=policy, **settings)
         if self.policy is not None:
@@ -177,10 +179,11 @@ class EccosLLM(LLM):
         return self._member(decision), decision
 
     async def _achoose(self, text: str, kwargs: dict[str, Any]) -> tuple[LLM, Decision]:
-        """As `_choose`. Deciding takes under a millisecond (once per policy tens), so only the limiter is awaited."""
+        """As `_choose`, off the event loop: an encoder may be a network, or across one."""
         if self.rate_limiter is not None:
             await self.rate_limiter.async_acquire()
-        decision = self._decide(text, **{name: kwargs.pop(name) for name in SETTINGS if name in kwargs})
+        settings = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
+        decision = await asyncio.to_thread(self._decide, text, **settings)
         return self._member(decision), decision
 
     def _decide(
@@ -215,14 +218,7 @@ class EccosLLM(LLM):
         return member
 
 
-def _check_members(members: Mapping[str, object], models: list[str]) -> None:
-    missing = [name for name in models if name not in members]
-    unknown = [name for name in members if name not in models]
-    if missing or unknown:
-        raise ConfigError(
-            f"members: missing {missing}, unknown {unknown}; give one LLM for each of the router's models {models}, "
-            "or fit the router on a smaller pool"
-        )
+def _check_kinds(members: Mapping[str, object]) -> None:
     for name, member in members.items():
         if not isinstance(member, LLM):  # its value may hold a key: never shown
             raise ConfigError(f"members: {name!r} is a {type(member).__name__}; give a llama_index.core.llms.LLM")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from eccos_integrations import OutcomeTable, load_sample
+from eccos_integrations.demo import fit_demo
 from eccos_integrations.evaluation import evaluate
 
 
@@ -28,6 +29,10 @@ def test_the_demo_prints_what_it_realised_and_saves_the_plot(tmp_path):
     best = unseen.models.index(result["best"])
     assert result["best_quality"] == pytest.approx(unseen.quality[:, best].mean())
     assert result["best_cost_usd"] == pytest.approx(unseen.cost_usd[:, best].sum())
+    router, _ = fit_demo()
+    rows, columns = range(len(unseen)), [unseen.models.index(model) for model in router.plan(unseen.queries).models]
+    assert result["quality"] == pytest.approx(unseen.quality[rows, columns].mean())
+    assert result["cost_usd"] == pytest.approx(unseen.cost_usd[rows, columns].sum())
     assert result["saved"] == pytest.approx(1 - result["cost_usd"] / result["best_cost_usd"])
 
 
@@ -62,7 +67,9 @@ def test_evaluate_as_a_table(tmp_path):
     [
         (("evaluate", "missing.parquet"), "no such file"),
         (("evaluate", "table.parquet", "--predictor", "oracle"), "predictor: 'oracle' is unknown"),
-        (("evaluate", "table.parquet", "--test-fraction", "1"), "fraction"),
+        (("evaluate", "table.parquet", "--test-fraction", "1"), "test_fraction: 1.0"),
+        (("evaluate", "table.parquet", "--pool", "[/there].toml"), "[/there].toml"),
+        (("demo", "--plot", "missing/plot.png"), "plot.png: cannot be written"),
         (("evaluate", "table.parquet", "--pool", "pool.toml"), "pool.toml"),
         (("evaluate", "table.parquet", "--encoder", "no-such-model"), "no-such-model"),
         (("evaluate", "free.parquet"), "model 'a'"),

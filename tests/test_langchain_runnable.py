@@ -256,6 +256,21 @@ def test_one_failure_is_one_result(router):
         runnable.batch(QUERIES)
 
 
+def test_a_batch_that_will_fail_stops_asking(router):
+    asked = []
+
+    def broken(value: str) -> str:
+        asked.append(value)
+        raise RuntimeError("broken")
+
+    runnable = RunnableRouter(members=dict.fromkeys(MODELS, broken), router=router)
+    with pytest.raises(RuntimeError, match="broken"):
+        runnable.batch(QUERIES * 10, {"max_concurrency": 1})
+    with pytest.raises(RuntimeError, match="broken"):
+        asyncio.run(runnable.abatch(QUERIES * 10, {"max_concurrency": 1}))
+    assert len(asked) <= 6
+
+
 def test_max_concurrency_is_the_cap_on_calls_in_flight(router):
     lock, now, most = threading.Lock(), 0, 0
     barrier = threading.Barrier(2)

@@ -453,7 +453,7 @@ async def test_a_setting_out_of_range_is_refused_before_any_call(llm, members, s
 )
 def test_members_that_are_not_the_routers_models_are_refused(router, names, message):
     with pytest.raises(
-        ConfigError, match=message + r"; give one LLM for each of the router's models \['large', 'small'\]"
+        ConfigError, match=message + r"; give one member for each of the router's models \['large', 'small'\]"
     ):
         EccosLLM(members={name: MockLLM() for name in names}, router=router)
 

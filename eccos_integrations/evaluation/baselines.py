@@ -6,7 +6,7 @@ Each gives the column of every query, (N,).
 import numpy as np
 
 from eccos_integrations.assignment.problem import IntArray
-from eccos_integrations.outcomes import OutcomeTable
+from eccos_integrations.outcomes import OutcomeTable, column_means
 from eccos_integrations.predictors.base import Forecast
 
 
@@ -17,12 +17,12 @@ def one_model(table: OutcomeTable, name: str) -> IntArray:
 
 def hindsight_best(table: OutcomeTable) -> str:
     """The model with the highest mean quality on these very outcomes; nobody can know it beforehand."""
-    return table.models[int(np.argmax(_column_means(table.quality, unobserved=-1.0)))]
+    return table.models[int(np.argmax(column_means(table.quality, unobserved=-1.0)))]
 
 
 def cheapest(table: OutcomeTable) -> str:
     """The model with the lowest mean cost on these outcomes."""
-    return table.models[int(np.argmin(_column_means(table.cost_usd, unobserved=np.inf)))]
+    return table.models[int(np.argmin(column_means(table.cost_usd, unobserved=np.inf)))]
 
 
 def random_choice(table: OutcomeTable, *, seed: int) -> IntArray:
@@ -53,8 +53,3 @@ def oracle(table: OutcomeTable) -> IntArray:
     cost = np.nan_to_num(table.cost_usd, nan=np.finfo(float).max)
     chosen: IntArray = np.argmin(np.where(is_best, cost, np.inf), axis=1)
     return chosen
-
-
-def _column_means(values: np.ndarray[tuple[int, int], np.dtype[np.float64]], *, unobserved: float) -> list[float]:
-    seen = np.isfinite(values)
-    return [float(column[s].mean()) if s.any() else unobserved for column, s in zip(values.T, seen.T, strict=True)]

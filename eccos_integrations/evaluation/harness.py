@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eccos_integrations.encoders import EncoderLike
+from eccos_integrations.errors import DataError
 from eccos_integrations.evaluation import baselines
 from eccos_integrations.evaluation.metrics import Realised, realise
 from eccos_integrations.outcomes import OutcomeTable
@@ -103,6 +104,8 @@ def evaluate(
         >>> [row.name for row in report.rows][:2], report.test_queries
         (['best single', 'hindsight best'], 300)
     """
+    if not 0 < test_fraction < 1:
+        raise DataError(f"test_fraction: {test_fraction} leaves one side empty; give a number between 0 and 1")
     fit, test = (_priced(part, pool) for part in table.split(1 - test_fraction, seed))
     policies = [Policy(min_quality=floor, relative_to="best") for floor in floors]
     router = Router.fit(fit, pool, policies[0] if policies else None, predictor, encoder, seed)

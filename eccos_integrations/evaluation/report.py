@@ -4,10 +4,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from eccos_integrations.errors import MissingExtraError
 from eccos_integrations.evaluation.harness import Evaluation
+from eccos_integrations.formats import replacing
 
 MOST_NAMED = 4  # models named per row
 
@@ -16,7 +18,7 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
     """What was realised, and who got the queries, as tables for a terminal 80 columns wide."""
     figures = Table(
         title=f"{evaluation.test_queries} unseen queries, fitted on {evaluation.fit_queries}; "
-        f"predictor {evaluation.predictor}, seed {evaluation.seed}\nbest single: {evaluation.best}",
+        f"predictor {evaluation.predictor}, seed {evaluation.seed}\nbest single: {escape(evaluation.best)}",
         title_justify="left",
         title_style="bold",
     )
@@ -42,7 +44,7 @@ def evaluation_tables(evaluation: Evaluation) -> list[Table]:
             f"{1000 * row.realised.mean_cost_usd:.3f}",
             f"{row.cost_of_best:.1%}",
         )
-        got = [f"{share:.0%} {name}" for name, share in row.realised.shares.items()]
+        got = [f"{share:.0%} {escape(name)}" for name, share in row.realised.shares.items()]
         shares.add_row(*named, ", ".join(got[:MOST_NAMED] + [f"{len(got) - MOST_NAMED} more"][: len(got) > MOST_NAMED]))
     return [figures, shares]
 
@@ -60,6 +62,7 @@ def save_plot(
 
     Raises:
         MissingExtraError: matplotlib is not installed.
+        DataError: The path cannot be written.
     """
     try:
         from matplotlib.figure import Figure
@@ -87,4 +90,5 @@ def save_plot(
     axes.xaxis.set_major_formatter("{x:g}")
     axes.legend(loc="lower right")
     axes.grid(visible=True, alpha=0.3)
-    figure.savefig(path, dpi=150, format="png")
+    with replacing(path) as file:
+        figure.savefig(file, dpi=150, format="png")

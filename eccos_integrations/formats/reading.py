@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -133,10 +134,22 @@ def _known_columns(names: Iterable[str]) -> list[str]:
     return [name for name in names if name in known]
 
 
-def _arrow_rows(table: Any) -> Iterable[Row]:
-    columns = {name: table.column(name).to_pylist() for name in table.column_names}
+def _arrow_rows(table: Any) -> Iterator[Row]:
+    columns = {name: _values(table.column(name)) for name in table.column_names}
     for values in zip(*columns.values(), strict=True):
         yield dict(zip(columns, values, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; equal texts are one object, of which a long table has many."""
+    import pyarrow as pa
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        values: list[Any] = column.to_pylist()
+        return values
+    encoded = column.combine_chunks().dictionary_encode()
+    distinct = encoded.dictionary.to_pylist()
+    return [None if code is None else distinct[code] for code in encoded.indices.to_pylist()]
 
 
 def pivot(rows: Iterable[Row]) -> dict[str, Any]:
@@ -145,7 +158,8 @@ def pivot(rows: Iterable[Row]) -> dict[str, Any]:
     column_of: dict[str, int] = {}
     queries: list[str] = []
     tasks: list[str | None] = []
-    cells: dict[tuple[int, int], list[float]] = {}
+    cells: set[tuple[int, int]] = set()
+    positions, numbers = array("q"), array("d")  # flat: a large table has millions
     for number, row in enumerate(rows, start=1):
         query_id, query, model = (_text(row, name, number) for name in TEXT_COLUMNS)
         i = row_of.setdefault(query_id, len(row_of))
@@ -158,15 +172,17 @@ def pivot(rows: Iterable[Row]) -> dict[str, Any]:
         if (i, j) in cells:
             raise DataError(f"query_id {query_id!r}, model {model!r}: two rows; keep one outcome per query and model")
         where = f"query_id {query_id!r}, model {model!r}"
-        cells[i, j] = [_number(row.get(name), name, where) / unit for name, (_, unit) in NUMBER_COLUMNS.items()]
+        cells.add((i, j))
+        positions.extend((i, j))
+        numbers.extend(_number(row.get(name), name, where) / unit for name, (_, unit) in NUMBER_COLUMNS.items())
     if not cells:
         raise DataError("the outcome table is empty; it needs at least one row")
-    positions = np.array(list(cells))
-    values = np.array(list(cells.values()))
+    at = np.array(positions).reshape(-1, 2)
+    values = np.array(numbers).reshape(len(at), -1)
     measures = {}
     for k, (name, _) in enumerate(NUMBER_COLUMNS.values()):
         measures[name] = np.full((len(row_of), len(column_of)), np.nan)
-        measures[name][positions[:, 0], positions[:, 1]] = values[:, k]
+        measures[name][at[:, 0], at[:, 1]] = values[:, k]
     known_tasks = [task or "" for task in tasks] if any(task is not None for task in tasks) else None
     return {
         "query_ids": list(row_of),
@@ -180,7 +196,9 @@ def pivot(rows: Iterable[Row]) -> dict[str, Any]:
 def _text(row: Row, name: str, number: int) -> str:
     value = row.get(name)
     if not isinstance(value, str) or (not value and name != "query"):
-        raise DataError(f"{name}: row {number} has {'none' if value is None else 'no text there'}; give a string")
+        raise DataError(
+            f"{name}: row {number} has {'none' if value in (None, '') else f'a {type(value).__name__}'}; give a string"
+        )
     return value
 
 

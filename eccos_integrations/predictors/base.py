@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eccos_integrations.encoders import Encoder, EncoderLike, make_encoder
 from eccos_integrations.errors import ConfigError
-from eccos_integrations.outcomes import MEASURES, FloatArray, OutcomeTable
+from eccos_integrations.outcomes import MEASURES, FloatArray, OutcomeTable, column_means
 from eccos_integrations.pool import ModelPool
 
 # A model's own mean counts fully only beside this many outcomes of the pool's mean.
@@ -161,7 +161,7 @@ class Predictor(ABC):
             **_prior(table, targets),
             "spend_is_usd": targets.spend_is_usd,
             "input_tokens": _input_token_rates(table),
-            "latency_s": _column_means(table.latency_s),
+            "latency_s": column_means(table.latency_s),
         }
         vectors = self.encoder.fit(table.queries, seed=seed).encode(table.queries)
         self._learnt["dimensions"] = np.array(vectors.shape[1])
@@ -256,7 +256,7 @@ def _prior(table: OutcomeTable, targets: Targets) -> dict[str, FloatArray]:
         if columns.any():
             spend[columns] = _shrunk_means(targets.spend[:, columns])
             if np.isnan(spend[columns]).any():  # none of these was observed, but another kind of model may have been
-                means = _column_means(table.cost_usd if unit else table.output_tokens)
+                means = column_means(table.cost_usd if unit else table.output_tokens)
                 spend[columns] = np.nanmean(means) if np.isfinite(means).any() else np.nan
     return {
         "prior_quality": quality,
@@ -267,18 +267,10 @@ def _prior(table: OutcomeTable, targets: Targets) -> dict[str, FloatArray]:
 
 def _shrunk_means(values: FloatArray) -> FloatArray:
     count = np.isfinite(values).sum(axis=0)
-    means = _column_means(values)
+    means = column_means(values)
     pool_mean = np.nanmean(means) if count.any() else np.nan
     shrunk: FloatArray = (np.nan_to_num(means) * count + PRIOR_STRENGTH * pool_mean) / (count + PRIOR_STRENGTH)
     return shrunk
-
-
-def _column_means(values: FloatArray) -> FloatArray:
-    """Means of the observed values of each column, NaN where there are none."""
-    count = np.isfinite(values).sum(axis=0)
-    total = np.where(np.isfinite(values), values, 0.0).sum(axis=0)
-    means: FloatArray = np.divide(total, count, out=np.full(values.shape[1], np.nan), where=count > 0)
-    return means
 
 
 def _input_token_rates(table: OutcomeTable) -> FloatArray:

@@ -13,6 +13,7 @@ from eccos_integrations.predictors.base import Predictor, Targets
 # Neighbours equal to this many digits are ties, and the history's own order breaks them: faiss's rounding depends on
 # how many queries are asked at once.
 SIMILARITY_DIGITS = 5
+CHUNK = 1024  # queries estimated at once: bounds the (chunk, 2 k, D) neighbours' vectors
 
 
 class RetrievalPredictor(Predictor):
@@ -45,6 +46,10 @@ class RetrievalPredictor(Predictor):
         return {"vectors": vectors.astype(np.float32), "quality": targets.quality, "spend": targets.spend}
 
     def _estimate(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
+        parts = [self._estimate_part(vectors[start : start + CHUNK]) for start in range(0, len(vectors), CHUNK)]
+        return np.concatenate([quality for quality, _ in parts]), np.concatenate([spend for _, spend in parts])
+
+    def _estimate_part(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
         similarity, rows = self._neighbours(vectors)
         prior_quality, prior_spend = self._learnt["prior_quality"], self._learnt["prior_spend"]
         return (

@@ -67,6 +67,8 @@ def choose(
         try:
             forecast = out_of_fold(predictor, table, pool, seed=seed)
         except MissingExtraError as error:
+            if candidate is PriorPredictor:  # it needs nothing itself: what is missing is the encoder's
+                raise
             trials.append(Trial(candidate.name, np.nan, skipped=str(error)))
             continue
         forecasts[candidate.name] = forecast
