@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from eccos_integrations import __version__
-from eccos_integrations.errors import EccosError, MissingExtraError
+from eccos_integrations.errors import ConfigError, EccosError, MissingExtraError
 from eccos_integrations.outcomes import OutcomeTable
 from eccos_integrations.pool import ModelPool
 
@@ -117,6 +117,21 @@ def evaluate(
         print(json.dumps(report.to_dict()))  # noqa: T201  # the answer
     else:
         Console().print(*evaluation_tables(report))
+
+
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="A file of the checkout's benchmarks folder, e.g. assignment.")],
+    as_json: AsJson = False,
+) -> None:
+    """Run a benchmark of the source checkout."""
+    import runpy
+
+    folder = Path(__file__).parents[1] / "benchmarks"
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("test_"))
+    if name not in known:
+        raise ConfigError(f"bench: {name!r} is unknown; give one of {known} (benchmarks come with the source checkout)")
+    runpy.run_path(str(folder / f"{name}.py"))["main"](as_json=as_json)
 
 
 def _progress() -> Progress:

@@ -351,21 +351,31 @@ class Router:
 
 
 def _settled(problem: AssignmentProblem, prices: Prices) -> Prices:
-    """The prices moved to the safe side of ties: queries that look alike all go one way, and that way must hold."""
-    row, towards = ("max_mean_cost_usd", -1) if problem.maximises_quality else ("min_quality", 1)
-    quality = prices.quality
-    assert isinstance(quality, float)
+    """The prices moved off their ties: queries that look alike all go one way, and that way must hold.
+
+    Where a floor and a budget cannot both hold, the floor gives way.
+    """
+    floor_held = _moved(problem, prices, "min_quality", towards=1) if problem.floors else None
+    if problem.max_mean_cost_usd is None:
+        return floor_held or prices
+    if floor_held is not None and _row_slack(problem, floor_held, "max_mean_cost_usd") >= 0:
+        return floor_held
+    return _moved(problem, prices, "max_mean_cost_usd", towards=-1)
+
+
+def _moved(problem: AssignmentProblem, prices: Prices, row: str, *, towards: int) -> Prices:
+    """The quality price moved by a hair, and on in growing steps until the row holds."""
+    assert isinstance(prices.quality, float)
     for step in 1e-9 * 2.0 ** np.arange(60):
-        slack = problem.slack(adjusted_cost(problem, prices).argmin(axis=1))
-        if np.min(slack.get(row, 0.0)) >= 0:
+        prices = replace(prices, quality=max(prices.quality, 1e-300) * (1 + step) ** towards)
+        if _row_slack(problem, prices, row) >= 0:
             break
-        quality = max(quality, 1e-300) * (1 + step) ** towards
-        moved = replace(prices, quality=quality)
-        slack = problem.slack(adjusted_cost(problem, moved).argmin(axis=1))
-        if towards == 1 and np.min(slack.get("max_mean_cost_usd", 0.0)) < 0:  # a floor gives way to a budget
-            break
-        prices = moved
     return prices
+
+
+def _row_slack(problem: AssignmentProblem, prices: Prices, row: str) -> float:
+    """Slack of a row where each query goes where the prices send it."""
+    return float(np.min(problem.slack(adjusted_cost(problem, prices).argmin(axis=1))[row]))
 
 
 def _rows(forecast: Forecast, rows: Any) -> Forecast:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import eccos_integrations
 from eccos_integrations import OutcomeTable, load_sample
 from eccos_integrations.demo import fit_demo
 from eccos_integrations.evaluation import evaluate
@@ -73,6 +74,7 @@ def test_evaluate_as_a_table(tmp_path):
         (("evaluate", "table.parquet", "--pool", "pool.toml"), "pool.toml"),
         (("evaluate", "table.parquet", "--encoder", "no-such-model"), "no-such-model"),
         (("evaluate", "free.parquet"), "model 'a'"),
+        (("bench", "nothing"), "bench: 'nothing' is unknown"),
     ],
 )
 def test_a_mistake_is_one_line_on_stderr(tmp_path, arguments, words):
@@ -89,3 +91,7 @@ def test_a_mistake_is_one_line_on_stderr(tmp_path, arguments, words):
 
 def test_without_a_command_the_help_is_shown(tmp_path):
     assert "demo" in eccos(tmp_path).stdout + eccos(tmp_path).stderr
+
+
+def test_the_version_is_the_packages(tmp_path):
+    assert eccos(tmp_path, "--version").stdout.strip() == eccos_integrations.__version__
