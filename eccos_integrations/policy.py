@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from eccos_integrations.errors import ConfigError
 from eccos_integrations.settings import Settings
@@ -22,6 +22,8 @@ class Policy(Settings):
             "Best" is the model with the highest mean quality on the data the router was fitted on.
         max_mean_cost_usd: Budget: most USD per query, on average over the batch.
         capacity: Most queries a model may get in one plan, by name; never exceeded. L in arXiv 2502.20576, section 3.
+        deadline_s: Seconds in which a plan's calls shall be done: turns the pool's max_concurrency, requests_per_minute
+            and tokens_per_minute into what each model may get in it.
         on_infeasible: `"best_effort"` plans the nearest assignment and says so, `"raise"` raises `InfeasibleError`.
 
     Raises:
@@ -36,6 +38,7 @@ class Policy(Settings):
     relative_to: Literal["best"] | None = None
     max_mean_cost_usd: NonNegativeFloat | None = None
     capacity: dict[str, NonNegativeInt] | None = None
+    deadline_s: PositiveFloat | None = None
     on_infeasible: Literal["best_effort", "raise"] = "best_effort"
 
     def model_post_init(self, _context: object) -> None:

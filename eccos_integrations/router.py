@@ -20,6 +20,7 @@ from eccos_integrations.history import best_single, learnable
 from eccos_integrations.outcomes import FloatArray, OutcomeTable
 from eccos_integrations.packing import Contents, pack, unpack
 from eccos_integrations.plan import Decision, Feedback, Plan
+from eccos_integrations.planning import assignment_problem, too_long
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker
@@ -191,7 +192,7 @@ class Router:
         """
         policy = self._checked(policy)
         forecast = self.forecast(queries)
-        problem = self._problem(forecast, policy, None if groups is None else [str(label) for label in groups])
+        problem = assignment_problem(forecast, policy, self.pool, self.best, groups)
         solution = solve(problem, time_limit_s=PLAN_TIME_LIMIT_S)
         if solution.status == "infeasible" and policy.on_infeasible == "raise":
             raise InfeasibleError(solution.message)
@@ -211,7 +212,7 @@ class Router:
 
         Args:
             query: The text.
-            policy: Default the router's own; its capacity and `on_infeasible` are for plans and do not count here.
+            policy: Default the router's own; its capacity, deadline and `on_infeasible` are for plans and do not count.
 
         Raises:
             ConfigError: The policy's floor is per group, which only a plan can keep.
@@ -220,9 +221,9 @@ class Router:
         forecast = self.forecast([query])
         prices, floor_met = self._current_prices(policy)
         adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
-        return self._decision(
-            int(np.argmin(adjusted)), forecast, 0, adjusted, "routed at the current prices", floor_met=floor_met
-        )
+        adjusted[too_long(forecast, self.pool)[0]] = np.inf
+        column = int(np.argmin(adjusted)) if np.isfinite(adjusted).any() else -1
+        return self._decision(column, forecast, 0, adjusted, "routed at the current prices", floor_met=floor_met)
 
     def feedback(
         self,
@@ -286,38 +287,13 @@ class Router:
         policy.check_models(self.models)
         return policy
 
-    def _problem(self, forecast: Forecast, policy: Policy, groups: list[str] | None = None) -> AssignmentProblem:
-        """The policy's rows over a forecast."""
-        best = forecast.quality[:, self.models.index(self.best)]
-        reached: dict[str | None, float] = {None: float(best.mean()) if len(best) else 0.0}
-        if groups is not None:
-            if len(groups) != len(best):
-                raise ConfigError(f"groups: {len(groups)} labels for {len(best)} queries; give one per query")
-            for label in dict.fromkeys(groups):
-                reached[label] = float(best[np.array(groups) == label].mean())
-        floors = policy.floors(reached)
-        if isinstance(floors, dict) and groups is None:
-            raise ConfigError(
-                "min_quality: floors are per group; call plan(queries, groups=[...]) with a label per query"
-            )
-        capacity = None
-        if policy.capacity is not None:
-            capacity = np.array([policy.capacity.get(name, np.inf) for name in self.models])
-        return AssignmentProblem(
-            forecast.cost_usd,
-            forecast.quality,
-            min_quality=floors,
-            max_mean_cost_usd=policy.max_mean_cost_usd,
-            capacity=capacity,
-            groups=groups if isinstance(floors, dict) else None,
-        )
-
     def _current_prices(self, policy: Policy) -> tuple[Prices, bool]:
         """Prices at which the sample meets the policy, and whether it can."""
-        key = policy.model_dump_json(exclude={"capacity"})
+        key = policy.model_dump_json(exclude={"capacity", "deadline_s"})
         known = self._prices.get(key)
         if known is None:
-            problem = self._problem(self._sample, policy.model_copy(update={"capacity": None}))
+            without_limits = policy.model_copy(update={"capacity": None, "deadline_s": None})
+            problem = assignment_problem(self._sample, without_limits, self.pool, self.best)
             reachable = float(problem.quality.max(axis=1).mean())
             known = _settled(problem, relaxed_prices(problem)), reachable >= max(problem.floors.values(), default=0.0)
             with self._lock:
@@ -333,7 +309,7 @@ class Router:
         decision_id = uuid.uuid4().hex
         if column < 0:
             ranking = tuple(self.models[j] for j in order)
-            return Decision(decision_id, None, np.nan, np.nan, ranking, "no load was left", floor_met)
+            return Decision(decision_id, None, np.nan, np.nan, ranking, "no model has room for it", floor_met)
         model = self.models[column]
         with self._lock:
             self._decided[decision_id] = model
