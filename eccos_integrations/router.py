@@ -13,7 +13,7 @@ from typing import Any, Self
 import numpy as np
 
 from eccos_integrations.artifact import read_artifact, write_artifact
-from eccos_integrations.assignment import AssignmentProblem, Prices, adjusted_cost, relaxed_prices, solve
+from eccos_integrations.assignment import AssignmentProblem, Prices, Solution, adjusted_cost, solve
 from eccos_integrations.encoders import EncoderLike, make_encoder
 from eccos_integrations.errors import ConfigError, InfeasibleError
 from eccos_integrations.history import best_single, learnable
@@ -198,7 +198,7 @@ class Router:
             raise InfeasibleError(solution.message)
         if solution.status in ("infeasible", "time_limit"):
             logger.warning("plan of %d queries: %s", problem.n, solution.message)
-        floor_met = all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
+        floor_met = _floor_met(problem, solution)
         adjusted = adjusted_cost(problem, solution.prices)
         reason = f"planned jointly with {problem.n - 1} others"
         decisions = [
@@ -294,8 +294,8 @@ class Router:
         if known is None:
             without_limits = policy.model_copy(update={"capacity": None, "deadline_s": None})
             problem = assignment_problem(self._sample, without_limits, self.pool, self.best)
-            reachable = float(problem.quality.max(axis=1).mean())
-            known = _settled(problem, relaxed_prices(problem)), reachable >= max(problem.floors.values(), default=0.0)
+            solution = solve(problem, time_limit_s=PLAN_TIME_LIMIT_S)
+            known = _settled(problem, solution.prices), _floor_met(problem, solution)
             with self._lock:
                 self._prices[key] = known
                 while len(self._prices) > PRICED_POLICIES:
@@ -324,6 +324,10 @@ class Router:
             reason=reason,
             floor_met=floor_met,
         )
+
+
+def _floor_met(problem: AssignmentProblem, solution: Solution) -> bool:
+    return all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
 
 
 def _settled(problem: AssignmentProblem, prices: Prices) -> Prices:

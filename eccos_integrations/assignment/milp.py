@@ -9,15 +9,10 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, linprog, milp
 from scipy.sparse import csr_array, eye_array, hstack, vstack
 
-from eccos_integrations.assignment.problem import (
-    AssignmentProblem,
-    FloatArray,
-    IntArray,
-    Prices,
-    Solution,
-    Status,
-    lagrangian_bound,
-)
+from eccos_integrations.assignment.answers import answer, cost_scale, judged, missed, objective_of
+from eccos_integrations.assignment.placing import filled
+from eccos_integrations.assignment.problem import AssignmentProblem, FloatArray, IntArray
+from eccos_integrations.assignment.solution import Prices, Solution, lagrangian_bound
 from eccos_integrations.errors import ConfigError
 
 # What HiGHS solves in about its time limit on two cores. Larger batches have to be split.
@@ -55,27 +50,27 @@ def solve_milp(problem: AssignmentProblem, *, gap: float = 1e-4, time_limit_s: f
             f"plan in batches of {MOST_CELLS // problem.m} queries"
         )
     if problem.n == 0:
-        return _solution(problem, np.zeros(0, dtype=np.int64), "optimal", "nothing to assign", 0.0, Prices())
+        return answer(problem, np.zeros(0, dtype=np.int64), "optimal", "nothing to assign", 0.0, Prices())
     deadline = time.monotonic() + time_limit_s
     program = _Program.of(problem)
-    prices, shares = program.relax()
+    prices, shares = program.relax(deadline)
     bound = lagrangian_bound(problem, prices)
     rounded = _rounded(problem, program, shares)
-    if rounded is not None and _objective(problem, rounded) - bound <= gap * _objective(problem, rounded):
-        return _judged(problem, rounded, bound, prices, gap, np.inf)
+    if rounded is not None and objective_of(problem, rounded) - bound <= gap * objective_of(problem, rounded):
+        return judged(problem, rounded, bound, prices, gap, np.inf)
     tightened = program
     for _ in range(ATTEMPTS):
-        answer = tightened.solve(program.objective, gap=gap, deadline=deadline)
-        bound = max(bound, answer.bound * program.cost_scale) if tightened is program else bound
-        if answer.assignment is None:
+        found = tightened.solve(program.objective, gap=gap, deadline=deadline)
+        bound = max(bound, found.bound * program.cost_scale) if tightened is program else bound
+        if found.assignment is None:
             break
-        if problem.is_feasible(answer.assignment):
-            candidates = [answer.assignment] if rounded is None else [answer.assignment, rounded]
-            better = min(candidates, key=lambda assignment: _objective(problem, assignment))
-            return _judged(problem, better, bound, prices, gap, answer.quality_bound)
-        tightened = tightened.tighten(problem, answer.assignment)
+        if problem.is_feasible(found.assignment):
+            candidates = [found.assignment] if rounded is None else [found.assignment, rounded]
+            better = min(candidates, key=lambda assignment: objective_of(problem, assignment))
+            return judged(problem, better, bound, prices, gap, found.quality_bound)
+        tightened = tightened.tighten(problem, found.assignment)
     if rounded is not None:
-        return _judged(problem, rounded, bound, prices, gap, np.inf)
+        return judged(problem, rounded, bound, prices, gap, np.inf)
     return _nearest(problem, program, bound, prices, gap=gap, deadline=deadline)
 
 
@@ -97,16 +92,10 @@ def _rounded(problem: AssignmentProblem, program: "_Program", shares: FloatArray
     assignment = np.array([choices[0] for choices in options])
     for choice in itertools.product(*(options[i] for i in split)):
         assignment[split] = choice
-        value = _objective(problem, assignment)
+        value = objective_of(problem, assignment)
         if value < best_value and problem.is_feasible(assignment):
             best, best_value = assignment.copy(), value
     return best
-
-
-def _objective(problem: AssignmentProblem, assignment: IntArray) -> float:
-    """What is minimised: total cost, or minus total quality."""
-    taken = -problem.quality if problem.maximises_quality else problem.paid_usd
-    return float(taken[np.arange(problem.n), assignment].sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +131,7 @@ class _Program:
         unit: (R,) turns a row's multiplier into one per natural unit of the row.
         soft: (K + N + S,) entry of SOFT each shortfall variable belongs to, "" for x.
         models: M.
+        floors: Names of the floors.
         maximises_quality: What the objective is.
     """
 
@@ -156,6 +146,7 @@ class _Program:
     unit: FloatArray
     soft: NDArray[np.str_]
     models: int
+    floors: list[str]
     maximises_quality: bool
 
     @classmethod
@@ -164,7 +155,7 @@ class _Program:
         allowed = np.ones((problem.n, problem.m), dtype=bool) if problem.forbidden is None else ~problem.forbidden
         query, model = np.nonzero(allowed)
         paid = problem.paid_usd[allowed]
-        scale = float(paid.mean()) if paid.size and paid.mean() > 0 else 1.0
+        scale = cost_scale(problem)
         objective = -problem.quality[allowed] if problem.maximises_quality else paid / scale
 
         rows: list[tuple[str, int]] = []
@@ -177,14 +168,15 @@ class _Program:
             rows.append((name, -1))
             units.append(1.0)
             kinds.append(FLOOR)
-        if problem.max_mean_cost_usd is not None:
+        if problem.budget_binds:
+            assert problem.max_mean_cost_usd is not None
             cells.append(((paid - problem.max_mean_cost_usd) / scale, 0.0))
             rows.append(("max_mean_cost_usd", -1))
             units.append(1.0)
             kinds.append("max_mean_cost_usd")
         for name, (weights, limits) in problem.column_limits.items():
-            for j in np.flatnonzero(np.isfinite(limits)):
-                unit = max(float(weights[:, j].max()), 1e-300)
+            for j in np.flatnonzero(limits < weights.sum(axis=0)):  # the others cannot bind
+                unit = float(weights[:, j].max())
                 cells.append((np.where(model == j, weights[allowed] / unit, 0.0), limits[j] / unit))
                 rows.append((name, int(j)))
                 units.append(unit)
@@ -216,6 +208,7 @@ class _Program:
             unit=ROW_SCALE / np.array(units),
             soft=soft,
             models=problem.m,
+            floors=list(problem.floors),
             maximises_quality=problem.maximises_quality,
         )
 
@@ -227,18 +220,28 @@ class _Program:
     def solve(self, objective: FloatArray, *, gap: float, deadline: float, give: tuple[str, ...] = ()) -> _Answer:
         """Minimise `objective`; only the soft rows named in `give` may be missed."""
         free = np.isin(self.soft, give)
+        largest = np.where(self.is_cell, 1.0, np.where(free, np.inf, 0.0))
+        # How many queries each model gets is a variable too: to branch on it settles what alike queries leave open.
+        n, every = self.placed.shape
+        none = csr_array((n, self.models)), csr_array((len(self.bound), self.models))
+        of_model = csr_array((np.ones(len(self.model)), (self.model, np.arange(len(self.model)))), (self.models, every))
         result = milp(
-            objective,
-            integrality=self.is_cell.astype(int),
-            bounds=Bounds(0, np.where(self.is_cell, 1.0, np.where(free, np.inf, 0.0))),
-            constraints=[LinearConstraint(self.placed, 1, 1), LinearConstraint(self.at_most, -np.inf, self.bound)],
+            np.append(objective, np.zeros(self.models)),
+            integrality=np.append(self.is_cell, np.ones(self.models)).astype(int),
+            bounds=Bounds(0, np.append(largest, np.full(self.models, n))),
+            constraints=[
+                LinearConstraint(hstack([self.placed, none[0]]), 1, 1),
+                LinearConstraint(hstack([self.at_most, none[1]]), -np.inf, self.bound),
+                LinearConstraint(hstack([of_model, -eye_array(self.models)]), 0, 0),
+            ],
             # Without presolve: as fast here, and HiGHS then has few solutions to transform back, which it prints about.
             options={"mip_rel_gap": gap, "time_limit": max(deadline - time.monotonic(), 0.1), "presolve": False},
         )
         timed_out = result.status == 1
         if result.x is None:
             return _Answer(None, np.inf, -np.inf, timed_out)
-        return _Answer(self._assignment(result.x), float(result.fun), float(result.mip_dual_bound), timed_out)
+        bound = result.fun if result.mip_dual_bound is None else result.mip_dual_bound  # None where no cell is allowed
+        return _Answer(self._assignment(result.x), float(result.fun), float(bound), timed_out)
 
     def _assignment(self, x: FloatArray) -> IntArray:
         chosen = np.flatnonzero(x[: len(self.query)] > 0.5)
@@ -249,8 +252,8 @@ class _Program:
     def tighten(self, problem: AssignmentProblem, assignment: IntArray) -> "_Program":
         """The same program with the rows this assignment misses pulled in by HiGHS' tolerance."""
         slack = problem.slack(assignment)
-        missed = [bool(np.atleast_1d(slack[name])[max(j, 0)] < 0) for name, j in self.rows]
-        return replace(self, bound=self.bound - TIGHTENING * ROW_SCALE * np.array(missed))
+        short = [bool(np.atleast_1d(slack[name])[max(j, 0)] < 0) for name, j in self.rows]
+        return replace(self, bound=self.bound - TIGHTENING * ROW_SCALE * np.array(short))
 
     def keep(self, kind: str, at_most: float) -> "_Program":
         """The same program with the total shortfall of one kind held to what was reached."""
@@ -263,7 +266,7 @@ class _Program:
             unit=np.append(self.unit, 1.0),
         )
 
-    def relax(self) -> tuple[Prices, FloatArray]:
+    def relax(self, deadline: float = np.inf) -> tuple[Prices, FloatArray]:
         """Multipliers and shares (K,) of the linear relaxation; a row that cannot hold is priced at `LARGEST_PRICE`."""
         penalty = np.where(self.soft == "placed", 10 * LARGEST_PRICE, LARGEST_PRICE)
         result = linprog(
@@ -274,6 +277,7 @@ class _Program:
             b_eq=np.ones(self.placed.shape[0]),
             bounds=(0, None),
             method="highs",
+            options={"time_limit": max(deadline - time.monotonic(), 0.1)},
         )
         if result.status != 0:  # prices of zero are still valid prices
             return Prices(), np.zeros(len(self.query))
@@ -293,7 +297,7 @@ class _Program:
             budget = 0.0
         else:
             usd = self.cost_scale
-            floors = {name: float(by_name.pop(name)[0] * usd) for name in list(by_name) if name.startswith(FLOOR)}
+            floors = {name: float(by_name.pop(name)[0] * usd) for name in self.floors}
             quality = floors.pop(FLOOR, 0.0)
             if floors:
                 quality = {name.removeprefix(f"{FLOOR}[").removesuffix("]"): price for name, price in floors.items()}
@@ -307,77 +311,28 @@ def _nearest(
     """The assignment that misses least: each kind of soft row in turn is missed as little as possible, then cost."""
     best: _Answer | None = None
     for kind in SOFT:
+        if time.monotonic() > deadline:  # HiGHS takes long to notice
+            break
         shortfall = (program.soft == kind).astype(float)
         if not shortfall.any():
             continue
-        answer = program.solve(shortfall, gap=0.0, deadline=deadline, give=SOFT)
-        if answer.assignment is None:
+        found = program.solve(shortfall, gap=0.0, deadline=deadline, give=SOFT)
+        if found.assignment is None:
             break
-        best = answer
-        if problem.is_feasible(answer.assignment):  # the rows did hold, by less than the solver's tolerance
-            return _judged(problem, answer.assignment, bound, prices, gap, np.inf)
-        program = program.keep(kind, answer.value)
-    last = program.solve(program.objective, gap=gap, deadline=deadline, give=SOFT)
-    best = last if last.assignment is not None else best
+        best = found
+        if problem.is_feasible(found.assignment):  # the rows did hold, by less than the solver's tolerance
+            return judged(problem, found.assignment, bound, prices, gap, np.inf)
+        program = program.keep(kind, found.value)
+    late = time.monotonic() > deadline
+    if not late:
+        last = program.solve(program.objective, gap=gap, deadline=deadline, give=SOFT)
+        best, late = last if last.assignment is not None else best, last.timed_out
     if best is None or best.assignment is None:
-        nowhere = np.full(problem.n, -1)
-        return _solution(problem, nowhere, "time_limit", "no assignment found in the time given", np.nan, prices)
+        best, late = _Answer(filled(problem, np.full(problem.n, -1)), np.inf, -np.inf, timed_out=True), True
+        assert best.assignment is not None
     if problem.is_feasible(best.assignment):
-        return _judged(problem, best.assignment, bound, prices, gap, np.inf)
-    if last.timed_out:
-        message = "stopped at the time limit; rows may be missed that can be met: " + _missed(problem, best.assignment)
-        return _solution(problem, best.assignment, "time_limit", message, bound, prices)
-    return _solution(problem, best.assignment, "infeasible", _missed(problem, best.assignment), np.inf, prices)
-
-
-def _missed(problem: AssignmentProblem, assignment: IntArray) -> str:
-    """Which rows the nearest assignment misses, and what it reaches."""
-    slack = problem.slack(assignment)
-    words = []
-    if unplaced := int((assignment < 0).sum()):
-        full = [*problem.column_limits, *(["forbidden"] if problem.forbidden is not None else [])]
-        words.append(f"{unplaced} of {problem.n} queries fit nowhere under {' and '.join(full)}")
-    if problem.min_share is not None and np.min(slack["min_share"]) < 0:
-        words.append(f"min_share is missed by {-slack['min_share'].clip(max=0).sum():g} queries")  # type: ignore[union-attr]
-    if problem.max_mean_cost_usd is not None and slack["max_mean_cost_usd"] < 0:
-        words.append(f"max_mean_cost_usd is {problem.max_mean_cost_usd:.6g}, the least reachable is "
-                     f"{problem.mean_cost_usd(assignment):.6g}")  # fmt: skip
-    for name, floor in problem.floors.items():
-        if slack[name] < 0:
-            words.append(f"{name} is {floor:.4f}, the best reachable is {floor + slack[name]:.4f}")
-    held = [name for name in problem.row_names if np.min(slack[name]) >= 0]
-    return "; ".join(words) + (f" (while {', '.join(held)} hold)" if held else "")
-
-
-def _judged(
-    problem: AssignmentProblem, assignment: IntArray, bound: float, prices: Prices, gap: float, quality_bound: float
-) -> Solution:
-    """A feasible assignment with its gap: optimal if the gap is what was asked for."""
-    reached = _objective(problem, assignment)
-    distance = reached + quality_bound if problem.maximises_quality else reached - bound
-    reached_gap = distance / max(abs(reached), 1e-300)
-    # HiGHS' own tolerances allow for a gap of this size where it reports none.
-    optimal = reached_gap <= gap + 1e-6
-    status: Status = "optimal" if optimal else "feasible"
-    message = f"proven within {max(reached_gap, 0):.1e} of the optimum"
-    return _solution(problem, assignment, status, message, bound, prices, max(reached_gap, 0.0))
-
-
-def _solution(
-    problem: AssignmentProblem, assignment: IntArray, status: Status, message: str, bound: float, prices: Prices,
-    gap: float = np.nan,
-) -> Solution:  # fmt: skip
-    placed = assignment >= 0
-    mean = problem.mean_cost_usd(assignment)
-    return Solution(
-        assignment=assignment,
-        status=status,
-        message=message,
-        mean_quality=problem.mean_quality(assignment),
-        mean_cost_usd=mean,
-        total_cost_usd=float(problem.paid_usd[placed, assignment[placed]].sum()),
-        lower_bound=bound,
-        gap=gap,
-        prices=prices,
-        slack=problem.slack(assignment),
-    )
+        return judged(problem, best.assignment, bound, prices, gap, np.inf)
+    if late:
+        message = "stopped at the time limit; rows may be missed that can be met: " + missed(problem, best.assignment)
+        return answer(problem, best.assignment, "time_limit", message, bound, prices)
+    return answer(problem, best.assignment, "infeasible", missed(problem, best.assignment), np.inf, prices)

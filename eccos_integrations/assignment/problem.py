@@ -1,8 +1,9 @@
-"""The assignment problem, its solution, and the arithmetic both solvers and tests share."""
+"""The assignment problem: its rows, and whether an assignment keeps them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +12,11 @@ from eccos_integrations.errors import ConfigError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Status = Literal["optimal", "feasible", "infeasible", "time_limit"]
 
 # Sums of floats miss a bound they meet on paper by about this much, relatively. Every row is relaxed by it once, here,
 # and bounds and feasibility tests use the relaxed row alike.
 ROUNDING = 1e-12
+RESERVED = ("capacity", "min_quality", "max_mean_cost_usd", "min_share", "forbidden")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -35,6 +36,9 @@ class AssignmentProblem:
     those that are.
 
     Source: arXiv 2502.20576, section 3 (objective, quality and capacity rows); the other rows are ours.
+
+    Arrays are copied unless they are read-only (`array.flags.writeable = False`), which spares the memory of a second
+    copy where they are large.
 
     Args:
         cost_usd: (N, M) c, USD.
@@ -69,11 +73,11 @@ class AssignmentProblem:
     groups: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        cost = np.asarray(self.cost_usd, dtype=np.float64)
-        if cost.ndim != 2 or cost.shape[1] == 0:
-            raise ConfigError(f"cost_usd: shape {cost.shape}, expected (queries, models) with at least one model")
-        n, m = cost.shape
-        self._set("cost_usd", _checked("cost_usd", cost, (n, m)))
+        shape = _numbers("cost_usd", self.cost_usd, "(queries, models)").shape
+        if len(shape) != 2 or shape[1] == 0:
+            raise ConfigError(f"cost_usd: shape {shape}, expected (queries, models) with at least one model")
+        n, m = shape
+        self._set("cost_usd", _checked("cost_usd", self.cost_usd, (n, m)))
         self._set("quality", _checked("quality", self.quality, (n, m), most=1.0))
         for name, shape, infinite, most in (
             ("switch_cost_usd", (n, m), False, np.inf),
@@ -85,17 +89,22 @@ class AssignmentProblem:
                 self._set(name, _checked(name, given, shape, infinite=infinite, most=most))
         if self.capacity is not None:
             self._set("capacity", np.floor(self.capacity))
+        if not isinstance(self.loads, Mapping):
+            raise ConfigError("loads: give a mapping from name to (weights, limits)")
         loads = {}
-        for name, (weights, limits) in self.loads.items():
-            if name == "capacity":
-                raise ConfigError("loads: 'capacity' is a row of its own; give another name")
+        for name, pair in self.loads.items():
+            if name in RESERVED:
+                raise ConfigError(f"loads: {name!r} is a row of its own; give another name")
+            if len(pair) != 2:
+                raise ConfigError(f"loads[{name!r}]: {len(pair)} entries; give the pair (weights, limits)")
+            weights, limits = pair
             loads[name] = (
                 _checked(f"loads[{name!r}] weights", weights, (n, m)),
                 _checked(f"loads[{name!r}] limits", limits, (m,), infinite=True),
             )
         self._set("loads", loads)
         if self.forbidden is not None:
-            forbidden = np.asarray(self.forbidden)
+            forbidden = _owned(self.forbidden, np.asarray(self.forbidden))
             if forbidden.shape != (n, m) or forbidden.dtype != np.bool_:
                 raise ConfigError(f"forbidden: {forbidden.dtype} of shape {forbidden.shape}, expected bool {(n, m)}")
             self._set("forbidden", forbidden)
@@ -106,15 +115,27 @@ class AssignmentProblem:
     def _check_floors(self, n: int) -> None:
         if (self.groups is None) == isinstance(self.min_quality, Mapping):
             raise ConfigError("min_quality: give a mapping from group label to floor exactly where groups are given")
+        if self.min_quality is not None and not isinstance(self.min_quality, Mapping):
+            _checked("min_quality", self.min_quality, (), most=1.0)
         if isinstance(self.min_quality, Mapping):
             assert self.groups is not None
             self._set("groups", [str(label) for label in self.groups])
             if len(self.groups) != n:
                 raise ConfigError(f"groups: {len(self.groups)} labels for {n} queries; give one per query")
+            self._set("min_quality", dict(self.min_quality))
             if missing := sorted(set(self.groups) - set(self.min_quality)):
                 raise ConfigError(f"min_quality: no floor for the groups {missing}; give one for each, 0 for none")
         for label, floor in self.floors.items():
             _checked(label, floor, (), most=1.0)
+
+    @cached_property
+    def floor_index(self) -> IntArray:
+        """(N,) which of `floors` each query counts for."""
+        if self.groups is None:
+            return np.zeros(self.n, dtype=np.int64)
+        assert isinstance(self.min_quality, Mapping)
+        at = {label: index for index, label in enumerate(self.min_quality)}
+        return np.fromiter((at[label] for label in self.groups), dtype=np.int64, count=self.n)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
@@ -149,6 +170,16 @@ class AssignmentProblem:
         """(N, M) what a query costs on a model, switch included."""
         return self.cost_usd if self.switch_cost_usd is None else self.cost_usd + self.switch_cost_usd
 
+    @cached_property
+    def budget_binds(self) -> bool:
+        """Whether there is a budget that some assignment exceeds."""
+        if self.max_mean_cost_usd is None:
+            return False
+        dearest = self.cost_usd.max(initial=0.0)
+        if self.switch_cost_usd is not None:
+            dearest += self.switch_cost_usd.max(initial=0.0)
+        return bool(self.max_mean_cost_usd < dearest)
+
     @property
     def floors(self) -> dict[str, float]:
         """Quality floors by row name: `min_quality`, or `min_quality[label]` for each group."""
@@ -160,25 +191,28 @@ class AssignmentProblem:
 
     def members(self, floor: str) -> NDArray[np.bool_]:
         """(N,) which queries a floor is about."""
-        if self.groups is None:
-            return np.ones(self.n, dtype=np.bool_)
-        return np.array([f"min_quality[{label}]" == floor for label in self.groups], dtype=np.bool_)
+        return np.equal(self.floor_index, list(self.floors).index(floor))
 
     @property
     def column_limits(self) -> dict[str, tuple[FloatArray, FloatArray]]:
         """Rows that limit one model each: per name, weights (N, M) and limits (M,), relaxed by rounding."""
-        rows = {} if self.capacity is None else {"capacity": (np.ones((self.n, self.m)), self.capacity)}
+        rows = {} if self.capacity is None else {"capacity": (np.broadcast_to(1.0, (self.n, self.m)), self.capacity)}
         return rows | {name: (w, limits * (1 + ROUNDING)) for name, (w, limits) in self.loads.items()}
 
-    def mean_quality(self, assignment: Sequence[int] | IntArray) -> float:
+    def mean_quality(self, assignment: Sequence[int] | NDArray[np.integer[Any]]) -> float:
         """Mean quality of the placed queries; NaN if there are none."""
         return _mean(_taken(self.quality, assignment))
 
-    def mean_cost_usd(self, assignment: Sequence[int] | IntArray) -> float:
+    def mean_cost_usd(self, assignment: Sequence[int] | NDArray[np.integer[Any]]) -> float:
         """Mean USD of the placed queries, switch included; NaN if there are none."""
-        return _mean(_taken(self.paid_usd, assignment))
+        return _mean(self.paid_by(assignment))
 
-    def slack(self, assignment: IntArray) -> dict[str, float | FloatArray]:
+    def paid_by(self, assignment: Sequence[int] | NDArray[np.integer[Any]]) -> FloatArray:
+        """USD of each placed query, switch included."""
+        paid = _taken(self.cost_usd, assignment)
+        return paid if self.switch_cost_usd is None else paid + _taken(self.switch_cost_usd, assignment)
+
+    def slack(self, assignment: NDArray[np.integer[Any]]) -> dict[str, float | FloatArray]:
         """How far each row is from its bound, in the row's own unit; negative is what is missing.
 
         Args:
@@ -194,7 +228,7 @@ class AssignmentProblem:
             missing = (self.quality[inside, assignment[inside]] - floor).sum() + ROUNDING * inside.sum()
             slack[name] = float(missing / max(inside.sum(), 1))
         if self.max_mean_cost_usd is not None:
-            left = (self.max_mean_cost_usd * (1 + ROUNDING) - _taken(self.paid_usd, assignment)).sum()
+            left = (self.max_mean_cost_usd * (1 + ROUNDING) - self.paid_by(assignment)).sum()
             slack["max_mean_cost_usd"] = float(left / max(placed.sum(), 1))
         for name, (weights, limits) in self.column_limits.items():
             used = np.bincount(assignment[placed], weights=_taken(weights, assignment), minlength=self.m)
@@ -209,113 +243,14 @@ class AssignmentProblem:
         share = np.zeros(self.m) if self.min_share is None else self.min_share
         return np.ceil(share * self.n - ROUNDING * self.n)
 
-    def is_feasible(self, assignment: IntArray) -> bool:
+    def is_feasible(self, assignment: NDArray[np.integer[Any]]) -> bool:
         """Whether every query is placed where it may go and every row holds."""
         if (assignment < 0).any() or (self.forbidden is not None and _taken(self.forbidden, assignment).any()):
             return False
         return all(np.min(slack) >= 0 for slack in self.slack(assignment).values())
 
 
-@dataclass(frozen=True)
-class Prices:
-    """Lagrange multipliers: what one more unit of each row would save.
-
-    Rule: query i goes to the model with the least
-    `(1 + budget) * (c_ij + switch_ij) - quality * a_ij + sum_r loads[r][j] * w_rij - min_share[j]`.
-
-    Args:
-        quality: USD per unit of one query's quality; by group label where floors are per group.
-        budget: USD saved per USD more to spend.
-        loads: Per load (and `"capacity"`), (M,) USD per unit of load.
-        min_share: (M,) USD per query more the model must get.
-    """
-
-    quality: float | Mapping[str, float] = 0.0
-    budget: float = 0.0
-    loads: Mapping[str, FloatArray] = field(default_factory=dict)
-    min_share: FloatArray | float = 0.0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Solution:
-    """An assignment and the proof of how good it is.
-
-    Args:
-        assignment: (N,) model of each query, -1 = not placed.
-        status: `"optimal"`: feasible and proven within the asked gap. `"feasible"`: feasible, gap larger than asked.
-            `"infeasible"`: no assignment meets every row; this is the nearest. `"time_limit"`: stopped early.
-        message: The status in words; which row cannot be met, and what could be reached.
-        mean_quality: Of the placed queries.
-        mean_cost_usd: Of the placed queries, switch included.
-        total_cost_usd: Switch included.
-        lower_bound: No assignment that meets every row costs less in total (USD). -inf where quality is maximised, inf
-            where no assignment meets every row.
-        gap: Relative distance of the objective from its bound; NaN where infeasible.
-        prices: The multipliers.
-        slack: See `AssignmentProblem.slack`.
-    """
-
-    assignment: IntArray
-    status: Status
-    message: str
-    mean_quality: float
-    mean_cost_usd: float
-    total_cost_usd: float
-    lower_bound: float
-    gap: float
-    prices: Prices
-    slack: dict[str, float | FloatArray]
-
-    def __repr__(self) -> str:
-        return (
-            f"Solution({self.status}, {len(self.assignment)} queries, mean_quality={self.mean_quality:.4f}, "
-            f"total_cost_usd={self.total_cost_usd:.6g}, gap={self.gap:.1e})"
-        )
-
-
-def adjusted_cost(problem: AssignmentProblem, prices: Prices) -> FloatArray:
-    """(N, M) USD: cost with every row priced in; each query's least is where the prices send it. inf = forbidden."""
-    adjusted = (1 + prices.budget) * problem.paid_usd - prices.min_share
-    if problem.maximises_quality:
-        adjusted -= quality_price(prices, "min_quality") * problem.quality
-    for name in problem.floors:
-        inside = problem.members(name)
-        adjusted[inside] -= quality_price(prices, name) * problem.quality[inside]
-    for name, (weights, _) in problem.column_limits.items():
-        adjusted += weights * prices.loads.get(name, 0.0)
-    if problem.forbidden is not None:
-        adjusted[problem.forbidden] = np.inf
-    return adjusted
-
-
-def lagrangian_bound(problem: AssignmentProblem, prices: Prices) -> float:
-    """A lower bound on the total cost (USD) of any feasible assignment, from prices alone.
-
-    Weak duality: arXiv 2502.20576, section 3 (dual function g), with every row of the problem. -inf where quality is
-    maximised: prices then bound the quality.
-    """
-    if problem.maximises_quality:
-        return -np.inf
-    constant = 0.0
-    for name, floor in problem.floors.items():
-        constant += quality_price(prices, name) * (floor - ROUNDING) * problem.members(name).sum()
-    if problem.max_mean_cost_usd is not None:
-        constant -= prices.budget * problem.max_mean_cost_usd * (1 + ROUNDING) * problem.n
-    for name, (_, limits) in problem.column_limits.items():
-        price = np.broadcast_to(prices.loads.get(name, 0.0), limits.shape)
-        constant -= float(price[price > 0] @ limits[price > 0])
-    constant += float(np.sum(prices.min_share * problem.least_counts))
-    return float(adjusted_cost(problem, prices).min(axis=1).sum()) + constant
-
-
-def quality_price(prices: Prices, floor: str) -> float:
-    """The price of a floor by its row name."""
-    if isinstance(prices.quality, Mapping):
-        return prices.quality.get(floor.removeprefix("min_quality[").removesuffix("]"), 0.0)
-    return prices.quality
-
-
-def _taken(array: NDArray[Any], assignment: Sequence[int] | IntArray) -> NDArray[Any]:
+def _taken(array: NDArray[Any], assignment: Sequence[int] | NDArray[np.integer[Any]]) -> NDArray[Any]:
     """The entries of the placed queries."""
     assignment = np.asarray(assignment, dtype=np.int64)
     placed = np.flatnonzero(assignment >= 0)
@@ -327,19 +262,33 @@ def _mean(values: NDArray[Any]) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
+def _numbers(name: str, given: object, shape: object) -> FloatArray:
+    try:
+        return np.asarray("" if given is None else given, dtype=np.float64)  # numpy takes None for NaN
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: not numbers; give an array of shape {shape}") from None
+
+
+def _owned(given: object, array: NDArray[Any]) -> NDArray[Any]:
+    """The array, read-only: as it is if nobody can write to it, else a copy."""
+    if array.flags.writeable and isinstance(given, np.ndarray) and np.may_share_memory(given, array):
+        array = array.copy()
+    array = np.ascontiguousarray(array) if array.ndim else array
+    array.flags.writeable = False
+    return array
+
+
 def _checked(
     name: str, given: object, shape: tuple[int, ...], *, infinite: bool = False, most: float = np.inf
 ) -> FloatArray:
     """The value as a float array of this shape, not negative, at most `most`; inf only where it means no limit."""
-    try:
-        array = np.array(given, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name}: not numbers; give an array of shape {shape}") from None
+    array = _numbers(name, given, shape)
     if array.shape != shape:
         raise ConfigError(f"{name}: shape {array.shape}, expected {shape}")
-    right = (array >= 0) & (array <= most) & (infinite | np.isfinite(array))
-    if not right.all():
-        wrong = array[~right].flat[0] if array.ndim else array
-        raise ConfigError(f"{name}: {float(wrong):g} is out of range; it must be at least 0" + (
-            f" and at most {most:g}" if np.isfinite(most) else "" if infinite else " and finite"))  # fmt: skip
-    return array
+    if array.size:
+        lowest, highest = float(array.min()), float(array.max())  # NaN where there is any
+        if not (lowest >= 0 and highest <= most and (infinite or highest < np.inf)):
+            wrong = lowest if not lowest >= 0 else highest
+            raise ConfigError(f"{name}: {wrong:g} is out of range; it must be at least 0" + (
+                f" and at most {most:g}" if np.isfinite(most) else "" if infinite else " and finite"))  # fmt: skip
+    return _owned(given, array)
