@@ -1,5 +1,6 @@
 """What users write down (models, policies) is checked here: one clear sentence for whatever is wrong."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,3 +33,10 @@ class Settings(BaseModel):
                 ) from None
             given = "" if first["type"] == "missing" else f" (given: {first['input']!r:.80})"
             raise ConfigError(f"{owner}: {field}: {first['msg']}{given}") from None
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        return [(name, value) for name, value in super().__repr_args__() if value != self._default(name)]
+
+    @classmethod
+    def _default(cls, name: str | None) -> Any:
+        return cls.model_fields[name].default if name in cls.model_fields else None

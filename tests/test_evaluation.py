@@ -86,7 +86,7 @@ def test_eccos_meets_its_floor_on_forecasts(report):
 
 def test_a_higher_floor_costs_no_less_on_forecasts(report):
     costs = [row.forecast_cost_usd for row in report.rows if row.name == "eccos"]
-    assert all(first <= second * (1 + 1e-4) for first, second in pairwise(costs))
+    assert all(first <= second * (1 + 1e-3) for first, second in pairwise(costs))
 
 
 def test_the_report_is_plain_json_and_the_same_every_time(report):
