@@ -36,14 +36,16 @@ format: .venv/.dev ## let ruff mend what it can
 type: .venv/.dev ## mypy, strict, on the three packages
 	$(BIN)/mypy
 
-bench: .venv/.dev ## the benchmarks, each also a command of its own
+bench: .venv/.dev ## the benchmarks; the second takes some ten minutes
+	@$(PIP) --group bench
 	$(BIN)/pytest --benchmark-enable --benchmark-only benchmarks
+	$(BIN)/eccos bench assignment
 
 lock: ## write constraints.txt anew from the newest versions that fit together
 	$(PYTHON) -m venv --clear .venv-lock
 	.venv-lock/bin/pip install --quiet --upgrade pip
 	.venv-lock/bin/pip install --quiet torch==2.13.0 hatchling
-	.venv-lock/bin/pip install --quiet --group dev '.[all]'
+	.venv-lock/bin/pip install --quiet --group dev --group bench '.[all]'
 	{ sed '/^[^#]/d' constraints.txt; \
 	  .venv-lock/bin/pip freeze --all --exclude eccos-integrations --exclude setuptools | sed 's/+cpu//' | sort -f; \
 	} > constraints.new
