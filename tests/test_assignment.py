@@ -155,9 +155,20 @@ def test_a_wrong_argument_of_solve_is_refused_by_name(name, given):
 
 
 def test_too_large_a_problem_is_refused_with_the_size_that_is_not():
-    cells = np.zeros((30_001, 2))
+    cells = np.random.default_rng(0).random((30_001, 2))
     with pytest.raises(ConfigError, match=r"30001 queries x 2 models .* batches of 30000"):
         solve(AssignmentProblem(cells, cells), "milp")
+
+
+def test_equal_queries_count_once_and_are_solved_exactly_whatever_their_number():
+    one = np.random.default_rng(0).random((3, 4))
+    quality, cost = np.tile(one, (20_000, 1)), np.tile(one[::-1] + 0.1, (20_000, 1))
+    capacity = np.full(4, 20_000)
+    problem = AssignmentProblem(cost, quality, min_quality=float(quality.mean()), capacity=capacity)
+    solution = solve(problem, "milp", gap=1e-6)
+    assert solution.status == "optimal"
+    assert problem.is_feasible(solution.assignment)
+    assert solution.lower_bound <= solution.total_cost_usd <= solution.lower_bound * (1 + 1e-6)
 
 
 def test_a_problem_does_not_change_with_the_arrays_it_was_made_from():

@@ -11,6 +11,7 @@ from eccos_integrations.assignment.pacing import Pacer
 from eccos_integrations.assignment.problem import AssignmentProblem
 from eccos_integrations.assignment.solution import Prices, Solution, adjusted_cost, lagrangian_bound
 from eccos_integrations.assignment.subgradient import solve_subgradient
+from eccos_integrations.assignment.types import Types
 from eccos_integrations.errors import ConfigError
 
 Method = Literal["auto", "milp", "dual", "subgradient"]
@@ -67,17 +68,18 @@ def solve(
 
 
 def _solve(problem: AssignmentProblem, method: Method, gap: float, time_limit_s: float, seed: int) -> Solution:
-    cells = problem.n * problem.m
     if method == "subgradient":
         return solve_subgradient(problem, gap=gap, time_limit_s=time_limit_s)
-    if method == "milp" or (method == "auto" and cells <= TINY):
-        return solve_milp(problem, gap=gap, time_limit_s=time_limit_s)
     started = time.monotonic()
+    types = None if method == "dual" else Types.in_problem(problem)
+    cells = (problem.n if types is None else len(types)) * problem.m
+    if method == "milp" or (method == "auto" and cells <= TINY):
+        return solve_milp(problem, gap=gap, time_limit_s=time_limit_s, types=types)
     solution = solve_dual(problem, gap=gap, time_limit_s=time_limit_s, seed=seed)
     left = time_limit_s - (time.monotonic() - started)
     if method == "dual" or solution.status == "optimal" or cells > SMALL or left <= 0:
         return solution
-    return better(solution, solve_milp(problem, gap=gap, time_limit_s=left))
+    return better(solution, solve_milp(problem, gap=gap, time_limit_s=left, types=types))
 
 
 __all__ = [

@@ -71,8 +71,10 @@ class _Solve:
             if best.choice is not None and not self.problem.is_feasible(best.choice) and not self._too_high(best, main):
                 best.gap = FINE_GAP
                 best.finish()
-            if best.choice is not None and self.problem.is_feasible(best.choice):
-                main.take(best.choice)
+            top = replace(self.rows, cost_weight=0.0, quality_weight=1.0).scan(np.zeros(len(main.y))).choice
+            reached = next((c for c in (best.choice, top) if c is not None and self.problem.is_feasible(c)), None)
+            if reached is not None:
+                main.take(reached)
             elif best.choice is not None and self._too_high(best, main):
                 return self._nearest(best, main)
         if not main.over and main.stuck:

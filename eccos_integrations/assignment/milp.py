@@ -13,6 +13,7 @@ from eccos_integrations.assignment.answers import answer, cost_scale, judged, mi
 from eccos_integrations.assignment.placing import filled
 from eccos_integrations.assignment.problem import AssignmentProblem, FloatArray, IntArray
 from eccos_integrations.assignment.solution import Prices, Solution, lagrangian_bound
+from eccos_integrations.assignment.types import Types
 from eccos_integrations.errors import ConfigError
 
 # What HiGHS solves in about its time limit on two cores. Larger batches have to be split.
@@ -30,13 +31,16 @@ FLOOR = "min_quality"
 SOFT = ("placed", "min_share", "max_mean_cost_usd", FLOOR)
 
 
-def solve_milp(problem: AssignmentProblem, *, gap: float = 1e-4, time_limit_s: float = 60.0) -> Solution:
+def solve_milp(
+    problem: AssignmentProblem, *, gap: float = 1e-4, time_limit_s: float = 60.0, types: Types | None = None
+) -> Solution:
     """Solve the whole problem as one mixed-integer program.
 
     Args:
-        problem: At most `MOST_CELLS` (query, model) pairs.
+        problem: At most `MOST_CELLS` pairs of a model and a query, alike queries counted once.
         gap: Relative distance from the optimum at which to stop.
         time_limit_s: Seconds after which the best answer so far is returned, with its gap.
+        types: The distinct queries, where they are known already.
 
     Returns:
         A solution; an infeasible problem is an answer too: the nearest assignment, and which row is missed.
@@ -44,15 +48,16 @@ def solve_milp(problem: AssignmentProblem, *, gap: float = 1e-4, time_limit_s: f
     Raises:
         ConfigError: The problem is too large.
     """
-    if problem.n * problem.m > MOST_CELLS:
+    if problem.n == 0:
+        return answer(problem, np.zeros(0, dtype=np.int64), "optimal", "nothing to assign", 0.0, Prices())
+    types = Types.in_problem(problem) if types is None else types
+    if len(types) * problem.m > MOST_CELLS:
         raise ConfigError(
             f"{problem.n} queries x {problem.m} models are too many for one exact solve (at most {MOST_CELLS} pairs); "
             f"plan in batches of {MOST_CELLS // problem.m} queries"
         )
-    if problem.n == 0:
-        return answer(problem, np.zeros(0, dtype=np.int64), "optimal", "nothing to assign", 0.0, Prices())
     deadline = time.monotonic() + time_limit_s
-    program = _Program.of(problem)
+    program = _Program.of(problem, types)
     prices, shares = program.relax(deadline)
     bound = lagrangian_bound(problem, prices)
     rounded = _rounded(problem, program, shares)
@@ -76,7 +81,7 @@ def solve_milp(problem: AssignmentProblem, *, gap: float = 1e-4, time_limit_s: f
 
 def relaxed_prices(problem: AssignmentProblem) -> Prices:
     """Prices of the linear relaxation: enough to route single queries by, without an assignment."""
-    return _Program.of(problem).relax()[0] if problem.n else Prices()
+    return _Program.of(problem, Types.in_problem(problem)).relax()[0] if problem.n else Prices()
 
 
 def _rounded(problem: AssignmentProblem, program: "_Program", shares: FloatArray) -> IntArray | None:
@@ -84,7 +89,10 @@ def _rounded(problem: AssignmentProblem, program: "_Program", shares: FloatArray
 
     A vertex of the relaxation splits at most as many queries as there are rows beside one-model-per-query.
     """
-    options = [program.model[(program.query == i) & (shares > 1e-9)] for i in np.unique(program.query[shares > 1e-9])]
+    if len(program.types) < problem.n:  # shares are counts then
+        return None
+    used = shares > 1e-9
+    options = [program.model[used & (program.query == i)] for i in np.unique(program.query[used])]
     if len(options) < problem.n or np.prod([float(len(choices)) for choices in options]) > MOST_ROUNDINGS:
         return None
     best, best_value = None, np.inf
@@ -115,12 +123,14 @@ class _Answer:
 
 @dataclass(frozen=True, eq=False)
 class _Program:
-    """The problem over variables [x, unplaced, shortfall]: allowed cells, one per query, one per soft row.
+    """The problem over variables [x, unplaced, shortfall]: allowed cells, one per type of query, one per soft row.
 
-    Rows are `at_most @ variables <= bound` and `placed @ variables == 1`.
+    Queries that are alike are one: a cell says how many of them a model gets. Rows are `at_most @ variables <= bound`
+    and `placed @ variables == count`. Below, N is the number of types.
 
     Args:
-        query: (K,) query of each allowed cell.
+        types: The distinct queries.
+        query: (K,) type of each allowed cell.
         model: (K,) model of each allowed cell.
         objective: (K + N + S,) scaled cost, or minus quality where quality is maximised.
         cost_scale: USD per unit of the objective.
@@ -135,6 +145,7 @@ class _Program:
         maximises_quality: What the objective is.
     """
 
+    types: Types
     query: IntArray
     model: IntArray
     objective: FloatArray
@@ -150,21 +161,23 @@ class _Program:
     maximises_quality: bool
 
     @classmethod
-    def of(cls, problem: AssignmentProblem) -> "_Program":
+    def of(cls, problem: AssignmentProblem, types: Types) -> "_Program":
         """Sparse rows of the problem."""
-        allowed = np.ones((problem.n, problem.m), dtype=bool) if problem.forbidden is None else ~problem.forbidden
+        n, first = len(types), types.first
+        allowed = np.ones((n, problem.m), dtype=bool) if problem.forbidden is None else ~problem.forbidden[first]
         query, model = np.nonzero(allowed)
-        paid = problem.paid_usd[allowed]
+        paid = problem.paid_usd[first][allowed]
+        quality = problem.quality[first][allowed]
         scale = cost_scale(problem)
-        objective = -problem.quality[allowed] if problem.maximises_quality else paid / scale
+        objective = -quality if problem.maximises_quality else paid / scale
 
         rows: list[tuple[str, int]] = []
         cells: list[tuple[FloatArray, float]] = []  # coefficients over the allowed cells, bound
         units: list[float] = []  # of one row, in the row's natural unit
         kinds: list[str] = []  # entry of SOFT, "" for rows that never give way
         for name, floor in problem.floors.items():
-            inside = problem.members(name)[query]
-            cells.append((np.where(inside, floor - problem.quality[allowed], 0.0), 0.0))
+            inside = problem.members(name)[first][query]
+            cells.append((np.where(inside, floor - quality, 0.0), 0.0))
             rows.append((name, -1))
             units.append(1.0)
             kinds.append(FLOOR)
@@ -175,9 +188,10 @@ class _Program:
             units.append(1.0)
             kinds.append("max_mean_cost_usd")
         for name, (weights, limits) in problem.column_limits.items():
-            for j in np.flatnonzero(limits < weights.sum(axis=0)):  # the others cannot bind
-                unit = float(weights[:, j].max())
-                cells.append((np.where(model == j, weights[allowed] / unit, 0.0), limits[j] / unit))
+            used = weights[first]
+            for j in np.flatnonzero(limits < types.count @ used):  # the others cannot bind
+                unit = float(used[:, j].max())
+                cells.append((np.where(model == j, used[allowed] / unit, 0.0), limits[j] / unit))
                 rows.append((name, int(j)))
                 units.append(unit)
                 kinds.append("")
@@ -189,20 +203,21 @@ class _Program:
                 kinds.append("min_share")
 
         shortfalls = [kind for kind in kinds if kind]
-        soft = np.array([""] * len(query) + ["placed"] * problem.n + shortfalls)
+        soft = np.array([""] * len(query) + ["placed"] * n + shortfalls)
         give = csr_array((len(rows), len(shortfalls)))
         if shortfalls:
             at = [i for i, kind in enumerate(kinds) if kind]
             give = csr_array((-np.full(len(at), ROW_SCALE), (at, range(len(at)))), shape=give.shape)
         matrix = csr_array(np.array([row for row, _ in cells]) * ROW_SCALE if cells else (0, len(query)))
-        one_each = csr_array((np.ones(len(query)), (query, np.arange(len(query)))), shape=(problem.n, len(query)))
+        one_each = csr_array((np.ones(len(query)), (query, np.arange(len(query)))), shape=(n, len(query)))
         return cls(
+            types=types,
             query=query,
             model=model,
-            objective=np.concatenate([objective, np.zeros(problem.n + len(shortfalls))]),
+            objective=np.concatenate([objective, np.zeros(n + len(shortfalls))]),
             cost_scale=scale,
-            placed=hstack([one_each, eye_array(problem.n), csr_array((problem.n, len(shortfalls)))], format="csr"),
-            at_most=hstack([matrix, csr_array((len(rows), problem.n)), give], format="csr"),
+            placed=hstack([one_each, eye_array(n), csr_array((n, len(shortfalls)))], format="csr"),
+            at_most=hstack([matrix, csr_array((len(rows), n)), give], format="csr"),
             bound=np.array([bound * ROW_SCALE for _, bound in cells]),
             rows=rows,
             unit=ROW_SCALE / np.array(units),
@@ -220,7 +235,8 @@ class _Program:
     def solve(self, objective: FloatArray, *, gap: float, deadline: float, give: tuple[str, ...] = ()) -> _Answer:
         """Minimise `objective`; only the soft rows named in `give` may be missed."""
         free = np.isin(self.soft, give)
-        largest = np.where(self.is_cell, 1.0, np.where(free, np.inf, 0.0))
+        largest = np.where(free, np.inf, 0.0)
+        largest[: len(self.query)] = self.types.count[self.query]
         # How many queries each model gets is a variable too: to branch on it settles what alike queries leave open.
         n, every = self.placed.shape
         none = csr_array((n, self.models)), csr_array((len(self.bound), self.models))
@@ -228,9 +244,9 @@ class _Program:
         result = milp(
             np.append(objective, np.zeros(self.models)),
             integrality=np.append(self.is_cell, np.ones(self.models)).astype(int),
-            bounds=Bounds(0, np.append(largest, np.full(self.models, n))),
+            bounds=Bounds(0, np.append(largest, np.full(self.models, len(self.types.of)))),
             constraints=[
-                LinearConstraint(hstack([self.placed, none[0]]), 1, 1),
+                LinearConstraint(hstack([self.placed, none[0]]), self.types.count, self.types.count),
                 LinearConstraint(hstack([self.at_most, none[1]]), -np.inf, self.bound),
                 LinearConstraint(hstack([of_model, -eye_array(self.models)]), 0, 0),
             ],
@@ -244,10 +260,7 @@ class _Program:
         return _Answer(self._assignment(result.x), float(result.fun), float(bound), timed_out)
 
     def _assignment(self, x: FloatArray) -> IntArray:
-        chosen = np.flatnonzero(x[: len(self.query)] > 0.5)
-        assignment = np.full(self.placed.shape[0], -1)
-        assignment[self.query[chosen]] = self.model[chosen]
-        return assignment
+        return self.types.spread(self.query, self.model, np.rint(x[: len(self.query)]).astype(np.int64))
 
     def tighten(self, problem: AssignmentProblem, assignment: IntArray) -> "_Program":
         """The same program with the rows this assignment misses pulled in by HiGHS' tolerance."""
@@ -274,7 +287,7 @@ class _Program:
             A_ub=self.at_most,
             b_ub=self.bound,
             A_eq=self.placed,
-            b_eq=np.ones(self.placed.shape[0]),
+            b_eq=self.types.count,
             bounds=(0, None),
             method="highs",
             options={"time_limit": max(deadline - time.monotonic(), 0.1)},

@@ -29,7 +29,9 @@ PER_ROOT = 30
 COOLING = (1.0, 0.3, 0.1, 0.03, 0.01)
 ACTIVE = 0.05  # share of the queries that step 3 works on
 LARGEST_CORE = 25_000  # pairs: what a linear program solves in about a second
+PATIENT = 6  # times larger while there is no answer at all
 POLISHES = 5
+CORRECTIONS = 3
 WINDOWS = 12
 MOVES_PER_USE = 4.0  # a query that moves changes what it uses of a row by about a quarter
 TILT = 0.1  # share of the gap given to telling equal queries apart
@@ -73,6 +75,7 @@ class Search:
         self.y = np.zeros(len(self.rows.bounds))
         self.scan = self._pass(self._sampled())
         size = CORE * (len(self.y) + 4)
+        self._correct(size)
         for settle, enough in ((self._settle, size), (self._tell_apart, size * 4)):
             if self._mendable(enough) or self.infeasible:
                 break
@@ -91,13 +94,27 @@ class Search:
             if self._finish(core) or (n > SAMPLE and not self._mendable(first) and self._polish(first)):
                 continue
             size *= 4
-            too_large = (n * m if size >= n else 4 * len(core.model)) > LARGEST_CORE
+            largest = LARGEST_CORE if self.choice is not None else PATIENT * LARGEST_CORE
+            too_large = (n * m if size >= n else 4 * len(core.model)) > largest
             if (too_large or size > first * 4) and not core.whole and not self.rows.tilt:
                 self._tell_apart(first)
                 size = first
             elif core.whole or too_large:
                 break
         return self
+
+    def _correct(self, core: int) -> None:
+        """Step 1 again while it helps, the sample's rows corrected by what all queries use at the multipliers so far.
+
+        A sample may be a little harder than the whole, so that rows close to what is reachable cannot hold in it.
+        """
+        for _ in range(CORRECTIONS):
+            if self._mendable(core) or self.rows.problem.n <= SAMPLE or time.monotonic() > self.deadline:
+                break
+            scan = self._pass(self._sampled(reference=self.scan))
+            if scan.bound <= self.scan.bound:
+                break
+            self.scan = scan
 
     def _settle(self, core: int) -> None:
         """Step 3 until so few moves are missing that a core can make them."""
@@ -111,8 +128,10 @@ class Search:
         tilt = TILT * max(self.gap, 1e-7) * abs(self.scan.value) / n
         if time.monotonic() > self.deadline or not tilt:
             return
+        before = self.scan
         self.rows = self.rows.with_tilt(tilt)
-        self.scan = self._pass(self._sampled(tilt / 30))
+        scans = [self._pass(before.y), self._pass(self._sampled(tilt / 30, before))]
+        self.scan = max(scans, key=lambda scan: scan.bound)
         self._settle(core)
 
     def _mendable(self, core: int) -> bool:
@@ -125,8 +144,13 @@ class Search:
         """Start from an assignment that is known to keep every row."""
         self.choice, self.value = choice, self.rows.total(choice)
 
-    def _sampled(self, coldest: float = np.inf) -> FloatArray:
-        """Multipliers of a sample, cooled down to a temperature beyond the usual where one is given."""
+    def _sampled(self, coldest: float = np.inf, reference: Scan | None = None) -> FloatArray:
+        """Multipliers of a sample, cooled down to a temperature beyond the usual where one is given.
+
+        Args:
+            coldest: The temperature.
+            reference: A pass over all queries; the sample's rows are moved by how far it is from typical there.
+        """
         n = self.rows.problem.n
         size = min(n, max(SAMPLE, int(PER_ROOT * n**0.5)))
         taken = np.arange(n) if size == n else np.sort(np.random.default_rng(self.seed).choice(n, size, replace=False))
@@ -138,7 +162,11 @@ class Search:
         temperatures = [spread * share for share in COOLING]
         while temperatures[-1] > coldest:
             temperatures.append(temperatures[-1] / 3)
-        return climb(self.rows, block, self.y, temperatures, self.rows.bounds * (size / n), 1.0, self.deadline)
+        bounds = self.rows.bounds * (size / n)
+        if reference is not None:
+            used = self.rows.usage(block, reference.choice[taken].astype(int))
+            bounds = bounds + used - reference.used * (size / n)
+        return climb(self.rows, block, self.y, temperatures, bounds, 1.0, self.deadline)
 
     def _pass(self, y: FloatArray) -> Scan:
         """Scan all queries at these multipliers; the bound is kept where it is the best so far."""
