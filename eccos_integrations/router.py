@@ -202,7 +202,7 @@ class Router:
             logger.warning("plan of %d queries: %s", problem.n, solution.message)
         floor_met = _floor_met(problem, solution)
         adjusted = adjusted_cost(problem, solution.prices)
-        reason = f"planned jointly with {problem.n - 1} others"
+        reason = f"planned jointly, {problem.n} queries in one solve"
         decisions = [
             self._decision(column, forecast, row, adjusted[row], reason, floor_met=floor_met)
             for row, column in enumerate(solution.assignment)
@@ -329,7 +329,10 @@ class Router:
 
 
 def _floor_met(problem: AssignmentProblem, solution: Solution) -> bool:
-    return all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
+    """Whether every floor holds over the placed queries, of which there are some."""
+    nothing_placed = problem.n > 0 and bool((solution.assignment < 0).all())
+    kept = all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
+    return kept and not (problem.floors and nothing_placed)
 
 
 def _settled(problem: AssignmentProblem, prices: Prices) -> Prices:

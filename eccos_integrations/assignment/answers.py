@@ -57,7 +57,7 @@ def missed(problem: AssignmentProblem, assignment: IntArray) -> str:
         if slack[name] < 0:
             words.append(f"{name} is {floor:.4f}, the best reachable is {floor + slack[name]:.4f}")
     held = [name for name in problem.row_names if np.min(slack[name]) >= 0]
-    return "; ".join(words) + (f" (while {', '.join(held)} hold)" if held else "")
+    return "; ".join(words) + (f" (kept: {', '.join(held)})" if held else "")
 
 
 def answer(
