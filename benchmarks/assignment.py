@@ -24,12 +24,6 @@ MILP_LIMIT_S = 60.0
 Family = Callable[[int, int, int], AssignmentProblem]
 
 
-def floor_between(quality: np.ndarray, share: float) -> float:
-    """A floor this far from the best single model's mean to the mean of each query's best."""
-    single, most = quality.mean(axis=0).max(), quality.max(axis=1).mean()
-    return float(single + share * (most - single))
-
-
 def limits(n: int, m: int, slack: float = 1.3) -> np.ndarray:
     """Capacity of each model, `slack` times its even share."""
     return np.full(m, np.ceil(slack * n / m))
@@ -52,7 +46,8 @@ def real(n: int, m: int, seed: int) -> AssignmentProblem:
     columns = rng.permutation(quality.shape[1])[np.arange(m) % quality.shape[1]]
     quality = np.clip(quality[rows][:, columns] + rng.normal(0, 1e-3, (n, m)), 0, 1)
     cost = cost[rows][:, columns] * rng.lognormal(0, 1e-3, (n, m))
-    return AssignmentProblem(cost, quality, min_quality=floor_between(quality, -0.02), capacity=limits(n, m, 3))
+    floor = 0.97 * float(quality.mean(axis=0).max())
+    return AssignmentProblem(cost, quality, min_quality=floor, capacity=limits(n, m, m / 2))
 
 
 def identical(n: int, m: int, seed: int) -> AssignmentProblem:
