@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from eccos_integrations import AssignmentProblem, OutcomeTable, Router, solve
+from eccos_integrations.assignment import Pacer
 
 REPEATS = 3
 MILP_LIMIT_S = 60.0
@@ -249,6 +250,19 @@ def against_others(n: int, m: int, seeds: int = 3) -> dict[str, Any]:
     }
 
 
+def pacing(m: int) -> dict[str, Any]:
+    """Microseconds of one decision of the stream form, forecasts given as lists; best of five runs of 20,000."""
+    problem = synthetic(2_000, m, 0)
+    pacer = Pacer(problem, solve(problem).prices)
+    rows = list(zip(problem.quality.tolist(), problem.cost_usd.tolist(), strict=True)) * 10
+
+    def stream() -> None:
+        for quality, cost in rows:
+            pacer.decide(quality, cost)
+
+    return {"m": m, "microseconds": 1e6 * min(timed(stream)[0] for _ in range(5)) / len(rows)}
+
+
 def results() -> Iterator[tuple[str, dict[str, Any]]]:
     """Everything, one measurement at a time."""
     yield "against others", against_others(2_000, 10)
@@ -260,6 +274,8 @@ def results() -> Iterator[tuple[str, dict[str, Any]]]:
         if name != "real" or _zeroeval_path().is_file():
             yield "family", measure(name, family, 100_000, 10)
     yield "all rows", measure("all rows", all_rows, 100_000, 10, gap=1e-3)
+    for m in (10, 27, 100):
+        yield "pacing", pacing(m)
     yield "memory", {"n": 1_000_000, "m": 10, "peak_over_input": peak_memory(1_000_000, 10)}
 
 
