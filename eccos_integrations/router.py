@@ -5,7 +5,6 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from eccos_integrations.artifact import read_artifact, write_artifact
-from eccos_integrations.assignment import AssignmentProblem, Prices, Solution, adjusted_cost, solve
+from eccos_integrations.assignment import Prices, adjusted_cost, solve
 from eccos_integrations.encoders import EncoderLike, make_encoder
 from eccos_integrations.errors import ConfigError, InfeasibleError
 from eccos_integrations.history import best_single, learnable
@@ -25,6 +24,7 @@ from eccos_integrations.policy import Policy
 from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker
 from eccos_integrations.predictors.selection import Trial, choose, out_of_fold
+from eccos_integrations.pricing import floor_met, settled
 
 logger = logging.getLogger("eccos")
 
@@ -200,14 +200,14 @@ class Router:
             raise InfeasibleError(solution.message)
         if solution.status in ("infeasible", "time_limit"):
             logger.warning("plan of %d queries: %s", problem.n, solution.message)
-        floor_met = _floor_met(problem, solution)
+        met = floor_met(problem, solution)
         adjusted = adjusted_cost(problem, solution.prices)
         reason = f"planned jointly, {problem.n} queries in one solve"
         decisions = [
-            self._decision(column, forecast, row, adjusted[row], reason, floor_met=floor_met)
+            self._decision(column, forecast, row, adjusted[row], reason, floor_met=met)
             for row, column in enumerate(solution.assignment)
         ]
-        return Plan(decisions, solution.assignment, problem.min_quality, floor_met, solution)
+        return Plan(decisions, solution.assignment, problem.min_quality, met, solution)
 
     def route(self, query: str, policy: Policy | None = None) -> Decision:
         """Decide one query at the prices at which past queries met the policy. Fast, greedy, no load limits.
@@ -221,11 +221,11 @@ class Router:
         """
         policy = self._checked(policy)
         forecast = self.forecast([query])
-        prices, floor_met = self._current_prices(policy)
+        prices, met = self._current_prices(policy)
         adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
         adjusted[too_long(forecast, self.pool)[0]] = np.inf
         column = int(np.argmin(adjusted)) if np.isfinite(adjusted).any() else -1
-        return self._decision(column, forecast, 0, adjusted, "routed at the current prices", floor_met=floor_met)
+        return self._decision(column, forecast, 0, adjusted, "routed at the current prices", floor_met=met)
 
     def feedback(
         self,
@@ -297,7 +297,7 @@ class Router:
             without_limits = policy.model_copy(update={"capacity": None, "deadline_s": None})
             problem = assignment_problem(self._sample, without_limits, self.pool, self.best)
             solution = solve(problem, gap=PLAN_GAP, time_limit_s=PLAN_TIME_LIMIT_S)
-            known = _settled(problem, solution.prices), _floor_met(problem, solution)
+            known = settled(problem, solution.prices), floor_met(problem, solution)
             with self._lock:
                 self._prices[key] = known
                 while len(self._prices) > PRICED_POLICIES:
@@ -326,41 +326,6 @@ class Router:
             reason=reason,
             floor_met=floor_met,
         )
-
-
-def _floor_met(problem: AssignmentProblem, solution: Solution) -> bool:
-    """Whether every floor holds over the placed queries, of which there are some."""
-    nothing_placed = problem.n > 0 and bool((solution.assignment < 0).all())
-    kept = all(np.min(solution.slack[name]) >= 0 for name in problem.floors)
-    return kept and not (problem.floors and nothing_placed)
-
-
-def _settled(problem: AssignmentProblem, prices: Prices) -> Prices:
-    """The prices moved off their ties: queries that look alike all go one way, and that way must hold.
-
-    Where a floor and a budget cannot both hold, the floor gives way.
-    """
-    floor_held = _moved(problem, prices, "min_quality", towards=1) if problem.floors else None
-    if problem.max_mean_cost_usd is None:
-        return floor_held or prices
-    if floor_held is not None and _row_slack(problem, floor_held, "max_mean_cost_usd") >= 0:
-        return floor_held
-    return _moved(problem, prices, "max_mean_cost_usd", towards=-1)
-
-
-def _moved(problem: AssignmentProblem, prices: Prices, row: str, *, towards: int) -> Prices:
-    """The quality price moved by a hair, and on in growing steps until the row holds."""
-    assert isinstance(prices.quality, float)
-    for step in 1e-9 * 2.0 ** np.arange(60):
-        prices = replace(prices, quality=max(prices.quality, 1e-300) * (1 + step) ** towards)
-        if _row_slack(problem, prices, row) >= 0:
-            break
-    return prices
-
-
-def _row_slack(problem: AssignmentProblem, prices: Prices, row: str) -> float:
-    """Slack of a row where each query goes where the prices send it."""
-    return float(np.min(problem.slack(adjusted_cost(problem, prices).argmin(axis=1))[row]))
 
 
 def _rows(forecast: Forecast, rows: Any) -> Forecast:
