@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackMa
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
 from langchain_core.runnables.base import coerce_to_runnable
 from langchain_core.runnables.config import get_executor_for_config, merge_configs
-from langchain_core.runnables.utils import Input, Output, gather_with_concurrency
+from langchain_core.runnables.utils import Input, Output
 from pydantic import ConfigDict, Field
 from typing_extensions import override
 
@@ -180,18 +181,27 @@ class RunnableRouter(RunnableSerializable[Input, Output]):
     ) -> list[Exception | Output]:
         decisions = await asyncio.to_thread(self._plan, inputs, go_on=go_on)
 
+        most = config[0].get("max_concurrency")
+        turn: AbstractAsyncContextManager[Any] = nullcontext() if most is None else asyncio.Semaphore(most)
+
         async def answer(input: Input, config: RunnableConfig, decision: Decision | ConfigError) -> Exception | Output:
             if isinstance(decision, ConfigError):
                 return decision
-            try:
-                return cast("Output", await self._member(decision).ainvoke(input, _child(config, decision), **kwargs))
-            except Exception as error:
-                if not go_on:  # the calls not yet begun would be paid for and thrown away
-                    raise
-                return error
+            async with turn:
+                try:
+                    member = self._member(decision)
+                    return cast("Output", await member.ainvoke(input, _child(config, decision), **kwargs))
+                except Exception as error:
+                    if not go_on:  # the calls not yet begun would be paid for and thrown away
+                        raise
+                    return error
 
-        calls = (answer(*each) for each in zip(inputs, config, decisions, strict=True))
-        return await gather_with_concurrency(config[0].get("max_concurrency"), *calls)
+        try:
+            async with asyncio.TaskGroup() as calls:  # the first failure cancels the rest
+                tasks = [calls.create_task(answer(*each)) for each in zip(inputs, config, decisions, strict=True)]
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     def _transform(
         self, input: Iterator[Input], run_manager: CallbackManagerForChainRun, config: RunnableConfig, **kwargs: Any

@@ -367,3 +367,24 @@ def test_it_pickles_with_members_that_do(fitted):
 
 def test_its_repr_shows_no_prompt_of_the_history(router):
     assert "item number" not in repr(RunnableRouter(members=members(), router=router))
+
+
+async def test_the_first_failure_of_an_async_batch_leaves_no_call_running(router):
+    began, ended = 0, 0
+
+    async def member(value: str) -> str:
+        nonlocal began, ended
+        began += 1
+        if value == QUERIES[1]:
+            raise RuntimeError("broken")
+        try:
+            await asyncio.Event().wait()  # until cancelled
+        finally:
+            ended += 1
+        return value
+
+    runnable = RunnableRouter(members={name: RunnableLambda(member) for name in MODELS}, router=router)
+    with pytest.raises(RuntimeError, match="broken"):
+        await asyncio.wait_for(runnable.abatch(QUERIES, {"max_concurrency": 4}), timeout=30)
+    assert began <= 5
+    assert ended == began - 1
