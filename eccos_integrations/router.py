@@ -22,7 +22,7 @@ from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.planning import assignment_problem, too_long
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import ModelPool
-from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker
+from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker, Predictor
 from eccos_integrations.predictors.selection import Trial, choose, out_of_fold
 from eccos_integrations.pricing import floor_met, settled
 
@@ -130,25 +130,17 @@ class Router:
         policy.check_models(pool.names)
         best = best_single(table)
         trials: list[Trial] = []
-        fitted: ForecastMaker
-        if isinstance(predictor, str):
-            if predictor == "auto":
-                fitted, sample, trials = choose(table, pool, policy, best, encoder, seed=seed)
-            elif predictor in PREDICTORS:
-                fitted = PREDICTORS[predictor](make_encoder(encoder).unfitted())
-                sample = out_of_fold(fitted, table, pool, seed=seed)
-                fitted.fit(table, pool, seed=seed)
-            else:
-                raise ConfigError(f"predictor: {predictor!r} is unknown; give 'auto', one of {list(PREDICTORS)}, "
-                                  "or an object with fit and forecast")  # fmt: skip
-        elif hasattr(predictor, "fit") and hasattr(predictor, "forecast"):
-            fitted = predictor
+        if predictor == "auto":
+            fitted: ForecastMaker
+            fitted, sample, trials = choose(table, pool, policy, best, encoder, seed=seed)
+        else:
+            fitted = _named(predictor, encoder) if isinstance(predictor, str) else predictor
+            if not (hasattr(fitted, "fit") and hasattr(fitted, "forecast")):
+                raise ConfigError(f"predictor: {type(fitted).__name__} has no fit and forecast; see ForecastMaker")
             sample = out_of_fold(fitted, table, pool, seed=seed)
             fitted.fit(table, pool, seed=seed)
-        else:
-            raise ConfigError(f"predictor: {type(predictor).__name__} has no fit and forecast; see ForecastMaker")
         kept = np.sort(np.random.default_rng(seed).permutation(len(table))[:SAMPLE])
-        return cls(pool, policy, best, fitted, _rows(sample.check(len(table)), kept), trials)
+        return cls(pool, policy, best, fitted, sample.check(len(table)).take(kept), trials)
 
     def check_members(self, names: Iterable[str]) -> None:
         """Refuse members that are not exactly this router's models.
@@ -328,6 +320,10 @@ class Router:
         )
 
 
-def _rows(forecast: Forecast, rows: Any) -> Forecast:
-    names = ("quality", "cost_usd", "input_tokens", "output_tokens", "latency_s")
-    return Forecast(forecast.models, **{name: getattr(forecast, name)[rows] for name in names})
+def _named(predictor: str, encoder: EncoderLike) -> Predictor:
+    if predictor not in PREDICTORS:
+        raise ConfigError(
+            f"predictor: {predictor!r} is unknown; give 'auto', one of {list(PREDICTORS)}, "
+            "or an object with fit and forecast"
+        )
+    return PREDICTORS[predictor](make_encoder(encoder).unfitted())

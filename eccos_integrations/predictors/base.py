@@ -66,6 +66,11 @@ class Forecast:
         arrays = {f.name: getattr(self, f.name)[:, columns] for f in dataclasses.fields(self)[1:]}
         return Forecast(models=list(models), **arrays)
 
+    def take(self, rows: NDArray[np.int64]) -> "Forecast":
+        """The forecast of these queries (positions), in this order."""
+        arrays = {f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)[1:]}
+        return Forecast(models=self.models, **arrays)
+
     @classmethod
     def concatenate(cls, parts: "Sequence[Forecast]", rows: Sequence[NDArray[np.int64]]) -> "Forecast":
         """Forecasts of parts of a table put back in the table's order; `rows` are the positions of each part."""
