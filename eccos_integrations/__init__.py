@@ -10,6 +10,7 @@ from eccos_integrations.errors import (
     MissingExtraError,
     NoCapacityError,
 )
+from eccos_integrations.guarantee import Guarantee
 from eccos_integrations.outcomes import OutcomeTable
 from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.policy import Policy
@@ -29,6 +30,7 @@ __all__ = [
     "EccosError",
     "Feedback",
     "Forecast",
+    "Guarantee",
     "InfeasibleError",
     "MissingExtraError",
     "Model",

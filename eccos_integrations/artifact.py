@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 from eccos_integrations.errors import ArtifactError
 
 FORMAT = "eccos-router"
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
-FILES = ("encoder.npz", "predictor.npz", "sample.npz")  # nothing else is ever read
+FILES = (
+    "encoder.npz", "predictor.npz", "evidence.npz", "fitted.npz", "fitted_evidence.npz", "outcomes.npz",
+)  # fmt: skip  # nothing else is ever read
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -94,8 +94,12 @@ def evaluate(
     pool: Annotated[Path | None, typer.Option(help="Models and prices (TOML); default: those of the table.")] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the queries held out.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the split and the fit.")] = 0,
-    predictor: Annotated[str, typer.Option(help="auto, prior, retrieval or trained.")] = "auto",
-    encoder: Annotated[str, typer.Option(help="lexical, or a sentence-transformers folder.")] = "lexical",
+    predictor: Annotated[
+        str, typer.Option(help="auto, prior, ridge, trees, retrieval, clusters, trained or hybrid.")
+    ] = "auto",
+    encoder: Annotated[
+        str, typer.Option(help="lexical, static, minilm, several joined by +, or a sentence-transformers folder.")
+    ] = "lexical",
     as_json: AsJson = False,
 ) -> None:
     """Fit on one part of a table, route the rest, and report what ECCOS and the baselines realised."""

@@ -61,7 +61,7 @@ def fit_demo() -> tuple[Router, OutcomeTable]:
     """A router fitted on 70 % of the bundled sample, and the other 30 %."""
     past, unseen = load_sample().split(0.7, seed=0)
     policy = Policy(min_quality=FLOOR, relative_to="best", capacity=dict.fromkeys(past.models, MOST_EACH))
-    return Router.fit(past, policy=policy, predictor="retrieval", seed=0), unseen
+    return Router.fit(past, policy=policy, predictor="hybrid", seed=0), unseen
 
 
 def run_demo(router: Router, unseen: OutcomeTable, advance: Advance) -> DemoResult:

@@ -1,6 +1,7 @@
 """What a history can teach: which models of a pool it covers, and which of them is best alone."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,6 +24,18 @@ def best_single(table: OutcomeTable) -> str:
     quality = column_means(table.quality[common], unobserved=-1.0)
     cost = column_means(table.cost_usd, unobserved=np.inf)
     return table.models[int(np.lexsort((cost, -quality.round(12)))[0])]
+
+
+def repriced(table: OutcomeTable, pool: ModelPool) -> OutcomeTable:
+    """The table with every call whose tokens are known at the pool's prices, whatever it cost then.
+
+    Args:
+        table: Its columns are models of the pool.
+        pool: The prices to come.
+    """
+    prices = ModelPool([pool[name] for name in table.models])
+    cost = prices.cost_usd(table.input_tokens, table.output_tokens)
+    return replace(table, cost_usd=np.where(np.isfinite(cost), cost, table.cost_usd))
 
 
 def learnable(table: OutcomeTable, pool: ModelPool) -> OutcomeTable:

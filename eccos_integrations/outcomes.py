@@ -92,7 +92,7 @@ class OutcomeTable:
                 )
             array.flags.writeable = False
             object.__setattr__(self, name, array)
-        if np.isnan(self.quality).all():
+        if all(np.isnan(getattr(self, name)).all() for name in MEASURES):
             raise DataError("quality: no outcome was observed; the table needs at least one")
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """What a router decides, one decision per query and a plan for a batch, and what came of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,9 @@ import numpy as np
 
 from eccos_integrations.assignment import Solution
 from eccos_integrations.assignment.problem import IntArray
+from eccos_integrations.errors import ConfigError
+from eccos_integrations.guarantee import Guarantee
+from eccos_integrations.outcomes import MEASURES
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What was observed after a decision; None = not observed."""
+    """What was observed after a decision; None = not observed.
+
+    Raises:
+        ConfigError: A value is out of range; names it.
+    """
 
     decision_id: str
     model: str
@@ -43,6 +51,21 @@ class Feedback:
     input_tokens: float | None = None
     output_tokens: float | None = None
     latency_s: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in MEASURES.items():
+            value = getattr(self, name)
+            if value is not None and not (
+                isinstance(value, int | float | np.number) and 0 <= value <= most and math.isfinite(value)
+            ):
+                raise ConfigError(
+                    f"{name}: {value!r} is out of range; it must be at least 0, finite, quality at most 1"
+                )
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """Names of what was observed."""
+        return frozenset(name for name in MEASURES if getattr(self, name) is not None)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -53,9 +76,9 @@ class Plan:
         decisions: One per query, in order.
         assignment: (N,) position of the model in the router's `models`, -1 where no load was left.
         floor: The floor on forecast mean quality that was asked for, absolute; by group where given by group.
-        floor_met: Whether it holds, over the placed queries.
+        floor_met: Whether it holds, over the placed queries: on forecasts, or by the guarantee where there is one.
         solution: The solver's answer, with its proof.
-        guarantee: None: the floor holds on forecasts; nothing is promised about outcomes.
+        guarantee: What is certain about outcomes, where the policy asks for confidence; None: it is on forecasts.
     """
 
     decisions: Sequence[Decision]
@@ -63,7 +86,7 @@ class Plan:
     floor: float | Mapping[str, float] | None
     floor_met: bool
     solution: Solution
-    guarantee: None = None
+    guarantee: Guarantee | None = None
 
     def __repr__(self) -> str:
         return (

@@ -24,6 +24,10 @@ class Policy(Settings):
         capacity: Most queries a model may get in one plan, by name; never exceeded. L in arXiv 2502.20576, section 3.
         deadline_s: Seconds in which a plan's calls shall be done: turns the pool's max_concurrency, requests_per_minute
             and tokens_per_minute into what each model may get in it.
+        confidence: Certify the floor on outcomes, not on forecasts, at this confidence: see `Guarantee`. A part of the
+            history is kept back for it at fit.
+        bound: How to certify: `"wsr"` (betting, rigorous), `"clt"` (Student's t, asymptotic) or `"crossfit"` (Student's
+            t over all of the history, approximate; keeps nothing back).
         on_infeasible: `"best_effort"` plans the nearest assignment and says so, `"raise"` raises `InfeasibleError`.
 
     Raises:
@@ -39,12 +43,22 @@ class Policy(Settings):
     max_mean_cost_usd: NonNegativeFloat | None = None
     capacity: dict[str, NonNegativeInt] | None = None
     deadline_s: PositiveFloat | None = None
+    confidence: Annotated[float, Field(gt=0, lt=1)] | None = None
+    bound: Literal["wsr", "clt", "crossfit"] = "wsr"
     on_infeasible: Literal["best_effort", "raise"] = "best_effort"
 
     def model_post_init(self, _context: object) -> None:
         """Refuse what says nothing."""
         if self.relative_to is not None and self.min_quality is None:
             raise ConfigError("relative_to needs min_quality, the fraction of the best model's quality to keep")
+        if self.confidence is None:
+            if "bound" in self.model_fields_set:
+                raise ConfigError("bound needs confidence, such as 0.95")
+            return
+        if not isinstance(self.min_quality, float):
+            raise ConfigError("confidence certifies one floor for all queries; give min_quality as one number")
+        if self.max_mean_cost_usd is not None:
+            raise ConfigError("max_mean_cost_usd: a budget and a certified floor cannot both be kept; leave one out")
 
     def check_models(self, names: list[str]) -> None:
         """Refuse a policy that speaks of models that are not there.

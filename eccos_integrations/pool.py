@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -176,12 +177,30 @@ class ModelPool:
         Returns:
             (N, M) USD; NaN for models without prices.
         """
+        input_price, output_price = self._prices
+        cost: FloatArray = (np.asarray(input_tokens) * input_price + np.asarray(output_tokens) * output_price) / 1e6
+        return cost
+
+    def latency_s(self, output_tokens: FloatArray) -> FloatArray:
+        """Seconds of calls with these output tokens (N, M); NaN for models whose speed is not known."""
+        base, per_second = self._speeds
+        seconds: FloatArray = base + output_tokens / per_second
+        return seconds
+
+    @cached_property
+    def _prices(self) -> FloatArray:
+        """(2, M) USD per million input and output tokens, NaN where one of them is unknown."""
         unknown = (np.nan, np.nan)
-        prices = np.array([
+        return np.array([
             (m.input_usd_per_million_tokens, m.output_usd_per_million_tokens) if m.has_prices else unknown
             for m in self.models
-        ], dtype=np.float64)  # fmt: skip
-        return (np.asarray(input_tokens) * prices[:, 0] + np.asarray(output_tokens) * prices[:, 1]) / 1e6
+        ], dtype=np.float64).T  # fmt: skip
+
+    @cached_property
+    def _speeds(self) -> FloatArray:
+        """(2, M) seconds before the first token and tokens per second, NaN where unknown."""
+        speeds = [(m.base_latency_s, m.output_tokens_per_s) for m in self.models]
+        return np.array(speeds, dtype=np.float64).T  # None becomes NaN
 
 
 def _implied_prices(input_tokens: FloatArray, output_tokens: FloatArray, cost_usd: FloatArray) -> dict[str, float]:

@@ -1,10 +1,52 @@
-"""From the solution of past queries to the prices that single queries are decided by."""
+"""From past queries to the prices that single queries are decided by."""
 
+import threading
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
 
-from eccos_integrations.assignment import AssignmentProblem, Prices, Solution, adjusted_cost
+from eccos_integrations.assignment import AssignmentProblem, Prices, Solution, adjusted_cost, solve
+from eccos_integrations.learnt import Learnt
+from eccos_integrations.planning import assignment_problem
+from eccos_integrations.policy import Policy
+from eccos_integrations.predictors import Forecast
+
+SAMPLE = 500  # past queries that a single query's prices are computed from
+POLICIES = 128  # whose prices are kept
+# Forecasts err by far more than this share of the cost, and on small batches a smaller gap takes seconds to prove.
+GAP = 1e-3
+TIME_LIMIT_S = 10.0  # then the best assignment so far, with its gap
+
+
+class CurrentPrices:
+    """Prices at which a sample of past queries meets a policy, and whether it can."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, tuple[Learnt, Prices, bool]] = OrderedDict()  # by policy
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__init__()  # type: ignore[misc]  # a copy starts afresh
+
+    def of(self, policy: Policy, learnt: Learnt) -> tuple[Prices, bool]:
+        """The policy's prices; its capacity and deadline do not count."""
+        key = policy.model_dump_json(exclude={"capacity", "deadline_s"})
+        known = self._known.get(key)
+        if known is None or known[0].history is not learnt.history:
+            without_limits = policy.model_copy(update={"capacity": None, "deadline_s": None})
+            sample = Forecast(learnt.pool.names, learnt.history.quality[:SAMPLE], learnt.history.cost_usd[:SAMPLE])
+            problem = assignment_problem(sample, without_limits, learnt.pool, learnt.best)
+            solution = solve(problem, gap=GAP, time_limit_s=TIME_LIMIT_S)
+            known = learnt, settled(problem, solution.prices), floor_met(problem, solution)
+            with self._lock:
+                self._known[key] = known
+                while len(self._known) > POLICIES:
+                    self._known.popitem(last=False)
+        return known[1], known[2]
 
 
 def floor_met(problem: AssignmentProblem, solution: Solution) -> bool:

@@ -2,10 +2,8 @@
 
 import logging
 import threading
-import uuid
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from numbers import Real
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,27 +11,25 @@ import numpy as np
 
 from eccos_integrations.artifact import read_artifact, write_artifact
 from eccos_integrations.assignment import Prices, adjusted_cost, solve
-from eccos_integrations.encoders import EncoderLike, make_encoder
+from eccos_integrations.certified import Certificates, place, preferred
+from eccos_integrations.encoders import EncoderLike
 from eccos_integrations.errors import ConfigError, InfeasibleError
-from eccos_integrations.history import best_single, learnable
-from eccos_integrations.outcomes import FloatArray, OutcomeTable
-from eccos_integrations.packing import Contents, pack, unpack
+from eccos_integrations.guarantee import DriftTest, Guarantee
+from eccos_integrations.learnt import Learnt, learn
+from eccos_integrations.online import Exploration, feedback_table, with_model, without_model
+from eccos_integrations.outcomes import OutcomeTable
+from eccos_integrations.packing import pack, unpack
 from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.planning import assignment_problem, too_long
 from eccos_integrations.policy import Policy
-from eccos_integrations.pool import ModelPool
-from eccos_integrations.predictors import PREDICTORS, Forecast, ForecastMaker, Predictor
-from eccos_integrations.predictors.selection import Trial, choose, out_of_fold
-from eccos_integrations.pricing import floor_met, settled
+from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.predictors import Forecast, ForecastMaker, Predictor
+from eccos_integrations.predictors.selection import Trial
+from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met
+from eccos_integrations.recent import RecentDecisions
+from eccos_integrations.report import Report
 
 logger = logging.getLogger("eccos")
-
-SAMPLE = 500  # past queries kept as forecasts (no text): what a single query's prices are computed from
-# Forecasts err by far more than this share of the cost, and on small batches a smaller gap takes seconds to prove.
-PLAN_GAP = 1e-3
-PLAN_TIME_LIMIT_S = 10.0  # then the best assignment so far, with its gap
-PRICED_POLICIES = 128  # whose prices are kept
-REMEMBERED = 100_000  # decisions that feedback can still name
 
 
 class Router:
@@ -42,12 +38,7 @@ class Router:
     Make one with `Router.fit` or `Router.load`.
 
     Args:
-        pool: The models, in the order of `models`.
-        policy: What holds unless a call brings its own.
-        best: The best single model on the fitted outcomes.
-        predictor: A fitted predictor of the pool's models.
-        sample: Out-of-fold forecasts of past queries.
-        trials: What `predictor="auto"` chose from.
+        learnt: What it knows.
 
     Example:
         >>> from eccos_integrations import Policy, load_sample
@@ -60,35 +51,29 @@ class Router:
         True
     """
 
-    def __init__(
-        self,
-        pool: ModelPool,
-        policy: Policy,
-        best: str,
-        predictor: ForecastMaker,
-        sample: Forecast,
-        trials: Sequence[Trial] = (),
-    ) -> None:
-        self.pool = pool
-        self.policy = policy
-        self.best = best
-        self.predictor = predictor
-        self.trials = tuple(trials)
-        self._sample = sample
-        self._prices: OrderedDict[str, tuple[Prices, bool]] = OrderedDict()  # by policy
-        self._decided: OrderedDict[str, str] = OrderedDict()  # decision id -> model
+    def __init__(self, learnt: Learnt) -> None:
+        self._learnt = learnt
+        self._certificates = Certificates(learnt)
+        self._prices = CurrentPrices()
+        self._exploration = Exploration()
+        self._recent = RecentDecisions()
         self._feedback: list[Feedback] = []
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.RLock())
 
     def __repr__(self) -> str:
         name = getattr(self.predictor, "name", type(self.predictor).__name__)
         return f"Router({len(self.pool)} models, best={self.best!r}, predictor={name!r}, policy={self.policy!r})"
+
+    @property
+    def pool(self) -> ModelPool:
+        """The models."""
+        return self._learnt.pool
 
     @property
     def models(self) -> list[str]:
@@ -96,9 +81,34 @@ class Router:
         return self.pool.names
 
     @property
+    def policy(self) -> Policy:
+        """What holds unless a call brings its own."""
+        return self._learnt.policy
+
+    @property
+    def best(self) -> str:
+        """The best single model on the fitted outcomes."""
+        return self._learnt.best
+
+    @property
+    def predictor(self) -> ForecastMaker:
+        """What forecasts, with all that feedback has taught it."""
+        return self._learnt.predictor
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """What `predictor="auto"` chose from."""
+        return tuple(self._learnt.trials)
+
+    @property
     def feedbacks(self) -> list[Feedback]:
         """What `feedback` was told, oldest first."""
         return list(self._feedback)
+
+    @property
+    def outcomes(self) -> OutcomeTable | None:
+        """The table it was fitted on, where that was to be kept."""
+        return self._learnt.outcomes
 
     @classmethod
     def fit(
@@ -109,6 +119,9 @@ class Router:
         predictor: str | ForecastMaker = "auto",
         encoder: EncoderLike = "lexical",
         seed: int = 0,
+        *,
+        calibration: OutcomeTable | None = None,
+        store_text: bool = False,
     ) -> Self:
         """Learn from past outcomes.
 
@@ -116,31 +129,24 @@ class Router:
             table: What the models did on past queries.
             pool: The models to route to, default those of the table with the prices its costs imply.
             policy: What must hold, default the best single model's quality (on forecasts) at least cost.
-            predictor: `"auto"` (the one that routes best in cross-validation), `"prior"`, `"retrieval"`, `"trained"`,
-                or an object with `fit` and `forecast`.
-            encoder: `"lexical"`, a sentence-transformers name or folder, or a function from texts to an array.
+            predictor: `"auto"` (the mean of those that route well in cross-validation), the name of one (`"prior"`,
+                `"ridge"`, `"trees"`, `"retrieval"`, `"clusters"`, `"trained"`, `"hybrid"`), or an object with `fit` and
+                `forecast`.
+            encoder: `"lexical"`, `"static"`, `"minilm"`, several joined by `+`, a sentence-transformers name or folder,
+                or a function from texts to an array.
             seed: Same seed, same router.
+            calibration: Outcomes to certify on where the policy asks for confidence: drawn like the queries to come,
+                none of them in the table. Default a part of the table.
+            store_text: Keep the table, prompts included, in `outcomes` and in what `save` writes.
 
         Raises:
             ConfigError: The table is too small to learn from, a model has neither price nor cost, or a name is unknown.
         """
-        policy = Policy(min_quality=1.0, relative_to="best") if policy is None else policy
-        pool = ModelPool.from_outcomes(table) if pool is None else pool
-        table = learnable(table, pool)
-        policy.check_models(pool.names)
-        best = best_single(table)
-        trials: list[Trial] = []
-        if predictor == "auto":
-            fitted: ForecastMaker
-            fitted, sample, trials = choose(table, pool, policy, best, encoder, seed=seed)
-        else:
-            fitted = _named(predictor, encoder) if isinstance(predictor, str) else predictor
-            if not (hasattr(fitted, "fit") and hasattr(fitted, "forecast")):
-                raise ConfigError(f"predictor: {type(fitted).__name__} has no fit and forecast; see ForecastMaker")
-            sample = out_of_fold(fitted, table, pool, seed=seed)
-            fitted.fit(table, pool, seed=seed)
-        kept = np.sort(np.random.default_rng(seed).permutation(len(table))[:SAMPLE])
-        return cls(pool, policy, best, fitted, sample.check(len(table)).take(kept), trials)
+        learnt = learn(table, pool, policy, predictor, encoder, seed, calibration, store_text=store_text)
+        router = cls(learnt)
+        if learnt.policy.confidence is not None:
+            router._certificates.of(learnt.policy, learnt)
+        return router
 
     def check_members(self, names: Iterable[str]) -> None:
         """Refuse members that are not exactly this router's models.
@@ -163,17 +169,13 @@ class Router:
         Raises:
             ConfigError: The queries are not strings.
         """
-        if isinstance(queries, str):
-            raise ConfigError("queries: got one string; give a list, or use route() for a single query")
-        if not isinstance(queries, Iterable):
-            raise ConfigError(f"queries: got a {type(queries).__name__}; give a list of strings")
-        queries = list(queries)
-        if wrong := [type(query).__name__ for query in queries if not isinstance(query, str)]:
-            raise ConfigError(f"queries: got a {wrong[0]}; give strings")
-        return self.predictor.forecast(queries).select(self.models).check(len(queries))
+        return self._learnt.forecast(queries)
 
     def plan(self, queries: Sequence[str], policy: Policy | None = None, groups: Sequence[str] | None = None) -> Plan:
         """Assign a batch jointly: one solve over all its queries, proven within a thousandth of the least cost.
+
+        With `Policy(confidence=...)` every query goes where the certified price sends it; what came of that on outcomes
+        kept back stands in `plan.guarantee`.
 
         Args:
             queries: The batch.
@@ -185,21 +187,30 @@ class Router:
             ConfigError: The policy names an unknown model or group, or the batch is too large for one solve.
         """
         policy = self._checked(policy)
-        forecast = self.forecast(queries)
-        problem = assignment_problem(forecast, policy, self.pool, self.best, groups)
-        solution = solve(problem, gap=PLAN_GAP, time_limit_s=PLAN_TIME_LIMIT_S)
+        learnt, guarantee = self._basis(policy)
+        queries = list(queries) if isinstance(queries, Iterable) and not isinstance(queries, str) else queries
+        forecast = learnt.forecast(queries)
+        problem = assignment_problem(forecast, policy, learnt.pool, learnt.best, groups)
+        if (shares := self._exploration.shares(learnt.pool, problem)) is not None:
+            problem = replace(problem, min_share=shares)
+        if guarantee is not None and learnt is self._certificates.fitted:
+            column = learnt.pool.names.index(learnt.best)
+            solution, why = place(problem, guarantee, column, gap=GAP, time_limit_s=TIME_LIMIT_S)
+            guarantee = replace(guarantee, voided=guarantee.voided or why)
+        else:
+            solution = solve(problem, gap=GAP, time_limit_s=TIME_LIMIT_S)
         if solution.status == "infeasible" and policy.on_infeasible == "raise":
             raise InfeasibleError(solution.message)
         if solution.status in ("infeasible", "time_limit"):
             logger.warning("plan of %d queries: %s", problem.n, solution.message)
-        met = floor_met(problem, solution)
+        met = floor_met(problem, solution) if guarantee is None else _holds(guarantee)
         adjusted = adjusted_cost(problem, solution.prices)
         reason = f"planned jointly, {problem.n} queries in one solve"
         decisions = [
-            self._decision(column, forecast, row, adjusted[row], reason, floor_met=met)
-            for row, column in enumerate(solution.assignment)
+            self._recent.decide(query, column, forecast, row, adjusted[row], reason, floor_met=met)
+            for row, (query, column) in enumerate(zip(queries, solution.assignment, strict=True))
         ]
-        return Plan(decisions, solution.assignment, problem.min_quality, met, solution)
+        return Plan(decisions, solution.assignment, problem.min_quality, met, solution, guarantee)
 
     def route(self, query: str, policy: Policy | None = None) -> Decision:
         """Decide one query at the prices at which past queries met the policy. Fast, greedy, no load limits.
@@ -212,12 +223,30 @@ class Router:
             ConfigError: The policy's floor is per group, which only a plan can keep.
         """
         policy = self._checked(policy)
-        forecast = self.forecast([query])
-        prices, met = self._current_prices(policy)
-        adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
-        adjusted[too_long(forecast, self.pool)[0]] = np.inf
-        column = int(np.argmin(adjusted)) if np.isfinite(adjusted).any() else -1
-        return self._decision(column, forecast, 0, adjusted, "routed at the current prices", floor_met=met)
+        learnt, guarantee = self._basis(policy)
+        forecast = learnt.forecast([query])
+        if guarantee is not None and learnt is self._certificates.fitted:
+            met, best = _holds(guarantee), learnt.pool.names.index(learnt.best)
+            wanted = int(preferred(forecast.quality, forecast.cost_usd, guarantee, best)[0])
+            adjusted = forecast.cost_usd[0] - (guarantee.price if guarantee.certified else 0.0) * forecast.quality[0]
+            adjusted[wanted] = -np.inf
+            reason = "routed at the certified price" if guarantee.certified else "not certified: the best single model"
+        else:
+            prices, met = self._prices.of(policy, learnt)
+            adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
+            reason = "routed at the current prices"
+        with self._lock:
+            explored = self._exploration.turn()
+        if explored is not None and explored in learnt.pool:
+            adjusted[learnt.pool.names.index(explored)] = -np.inf
+            reason = f"explores {explored}, of which little is known"
+        adjusted[too_long(forecast, learnt.pool)[0]] = np.inf
+        column = int(np.argmin(adjusted)) if (adjusted < np.inf).any() else -1
+        return self._recent.decide(query, column, forecast, 0, adjusted, reason, floor_met=met)
+
+    def prices(self, policy: Policy | None = None) -> Prices:
+        """Prices at which past queries met the policy: what `route` decides by where nothing is certified."""
+        return self._prices.of(self._checked(policy), self._learnt)[0]
 
     def feedback(
         self,
@@ -229,34 +258,75 @@ class Router:
         output_tokens: float | None = None,
         latency_s: float | None = None,
     ) -> None:
-        """Say what came of a decision. Kept in memory, in `feedbacks`.
+        """Say what came of a decision; forecasts learn from it at once.
+
+        Kept in memory, in `feedbacks`. Said twice, it is learnt once. Outcomes that leave their forecasts void
+        certificates; those of the router's own choices never renew one.
 
         Raises:
             ConfigError: No such decision, or a value is out of range.
         """
-        values = {"quality": quality, "cost_usd": cost_usd, "input_tokens": input_tokens,
-                  "output_tokens": output_tokens, "latency_s": latency_s}  # fmt: skip
-        for name, value in values.items():
-            most = 1 if name == "quality" else np.inf
-            if value is not None and not (isinstance(value, Real) and 0 <= value <= most and np.isfinite(value)):
-                raise ConfigError(
-                    f"{name}: {value!r} is out of range; it must be at least 0, finite, quality at most 1"
-                )
+        feedback = Feedback(decision_id, "", quality, cost_usd, input_tokens, output_tokens, latency_s)
         with self._lock:
-            if decision_id not in self._decided:
+            recent = self._recent.get(decision_id)
+            if recent is None:
                 raise ConfigError(f"decision_id: {decision_id!r} is not a decision of this router that placed a query, "
-                                  f"or is older than the last {REMEMBERED}")  # fmt: skip
-            self._feedback.append(Feedback(decision_id, self._decided[decision_id], **values))
+                                  "or one long ago")  # fmt: skip
+            feedback = replace(feedback, model=recent.model)
+            self._feedback.append(feedback)
+            news = feedback_table(feedback, recent)
+            if news is None:
+                return
+            if quality is not None and "quality" not in recent.learnt:
+                self._exploration.seen(recent.model)
+                self._certificates.watch(quality - recent.quality)
+            recent.learnt |= feedback.measures
+            self._update(news)
+
+    def add_model(self, model: Model, outcomes: OutcomeTable | None = None, *, explore: float = 0.02) -> None:
+        """Route to one more model from now on; no other model's forecast changes. Certificates are void from here on.
+
+        Args:
+            model: Not in the pool yet.
+            outcomes: What it did on some queries. Without any it is forecast like models of like price and description.
+            explore: Share of the queries that go to it whatever the prices say, until enough is known of it.
+
+        Raises:
+            ConfigError: The model is there already, its cost cannot be known, or the predictor cannot add models.
+        """
+        with self._lock:
+            self._learnt = with_model(self._learnt, model, outcomes)
+            self._exploration.start(model.name, explore, outcomes)
+
+    def remove_model(self, name: str) -> None:
+        """Route to one model less from now on. Certificates are void from here on.
+
+        Where it was the best single model, the best of the rest on the fitted outcomes takes its place.
+
+        Raises:
+            ConfigError: No such model, or fewer than two would be left.
+        """
+        with self._lock:
+            self._learnt = without_model(self._learnt, name)
+            self._exploration.stop(name)
+
+    def report(self) -> Report:
+        """What the router chose from, how its forecasts did on queries they had not seen, and what is certified."""
+        guarantee = None if self.policy.confidence is None else self._certificates.of(self.policy, self._learnt)
+        return Report.of(self._learnt, guarantee)
 
     def save(self, folder: str | Path) -> None:
-        """Write the router to a folder, which appears whole or not at all. No prompt is in it.
+        """Write the router to a folder, which appears whole or not at all. No prompt is in it, unless asked for at fit.
 
         Raises:
             ConfigError: The predictor is an object of your own, which only you can save.
             ArtifactError: The folder holds something else.
         """
-        contents = Contents(self.pool, self.policy, self.best, self.predictor, self._sample, self.trials)
-        write_artifact(Path(folder), *pack(contents))
+        with self._lock:
+            drift = self._certificates.drift
+            online = {"exploration": self._exploration.state(), "drift": None if drift is None else drift.state()}
+            contents = pack(self._learnt, self._certificates.fitted, online)
+        write_artifact(Path(folder), *contents)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: EncoderLike | None = None) -> Self:
@@ -269,8 +339,13 @@ class Router:
         Raises:
             ArtifactError: A file is missing, damaged, or from a newer version.
         """
-        contents = unpack(*read_artifact(Path(folder)), encoder=encoder)
-        return cls(**vars(contents))
+        learnt, fitted, online = unpack(*read_artifact(Path(folder)), encoder=encoder)
+        router = cls(fitted)
+        router._learnt = learnt
+        router._exploration = Exploration.restore(online["exploration"])
+        if online["drift"] is not None:
+            router._certificates.drift = DriftTest.restore(online["drift"])
+        return router
 
     def _checked(self, policy: Policy | None) -> Policy:
         """The policy, or the router's own."""
@@ -281,49 +356,26 @@ class Router:
         policy.check_models(self.models)
         return policy
 
-    def _current_prices(self, policy: Policy) -> tuple[Prices, bool]:
-        """Prices at which the sample meets the policy, and whether it can."""
-        key = policy.model_dump_json(exclude={"capacity", "deadline_s"})
-        known = self._prices.get(key)
-        if known is None:
-            without_limits = policy.model_copy(update={"capacity": None, "deadline_s": None})
-            problem = assignment_problem(self._sample, without_limits, self.pool, self.best)
-            solution = solve(problem, gap=PLAN_GAP, time_limit_s=PLAN_TIME_LIMIT_S)
-            known = settled(problem, solution.prices), floor_met(problem, solution)
-            with self._lock:
-                self._prices[key] = known
-                while len(self._prices) > PRICED_POLICIES:
-                    self._prices.popitem(last=False)
-        return known
+    def _update(self, news: OutcomeTable) -> None:
+        """Teach the predictor; what certificates are about stays as it was."""
+        predictor = self.predictor
+        if isinstance(predictor, Predictor):
+            if predictor is self._certificates.fitted.predictor:
+                predictor = predictor.copy()
+                self._learnt = replace(self._learnt, predictor=predictor)
+            predictor.update(news)
+        elif hasattr(predictor, "update"):
+            predictor.update(news)
 
-    def _decision(
-        self, column: int, forecast: Forecast, row: int, adjusted: FloatArray, reason: str, *, floor_met: bool
-    ) -> Decision:
-        order = [int(j) for j in np.argsort(adjusted, kind="stable") if np.isfinite(adjusted[j])]
-        decision_id = uuid.uuid4().hex
-        if column < 0:
-            ranking = tuple(self.models[j] for j in order)
-            return Decision(decision_id, None, np.nan, np.nan, ranking, "no model has room for it", floor_met)
-        model = self.models[column]
-        with self._lock:
-            self._decided[decision_id] = model
-            while len(self._decided) > REMEMBERED:
-                self._decided.popitem(last=False)
-        return Decision(
-            id=decision_id,
-            model=model,
-            quality=float(forecast.quality[row, column]),
-            cost_usd=float(forecast.cost_usd[row, column]),
-            ranking=(model, *(self.models[j] for j in order if j != column)),
-            reason=reason,
-            floor_met=floor_met,
-        )
+    def _basis(self, policy: Policy) -> tuple[Learnt, Guarantee | None]:
+        """What to decide by: what certificates are about where the policy asks for one, else what is known by now."""
+        now = self._learnt
+        if policy.confidence is None:
+            return now, None
+        guarantee = self._certificates.of(policy, now)
+        return (self._certificates.fitted if self._certificates.fitted.pool is now.pool else now), guarantee
 
 
-def _named(predictor: str, encoder: EncoderLike) -> Predictor:
-    if predictor not in PREDICTORS:
-        raise ConfigError(
-            f"predictor: {predictor!r} is unknown; give 'auto', one of {list(PREDICTORS)}, "
-            "or an object with fit and forecast"
-        )
-    return PREDICTORS[predictor](make_encoder(encoder).unfitted())
+def _holds(guarantee: Guarantee) -> bool:
+    """Whether the floor is kept: by the certificate, or because the best single model, its yardstick, is used."""
+    return not guarantee.voided and (guarantee.certified or guarantee.relative_to is not None)

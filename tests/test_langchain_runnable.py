@@ -132,12 +132,12 @@ def test_capacity_is_kept_and_what_does_not_fit_is_an_error_of_its_own(router):
 )
 def test_the_query_is_found_in_any_input(router, value, query):
     asked = []
-    original = router.forecast
-    router.forecast = lambda queries: asked.extend(queries) or original(queries)
+    original = router.route
+    router.route = lambda query, policy=None: asked.append(query) or original(query, policy)
     try:
         RunnableRouter(members=members(), router=router, query=query).invoke(value)
     finally:
-        del router.forecast
+        del router.route
     assert asked == ["add thing 1"]
 
 
@@ -359,7 +359,7 @@ def shout(value: str) -> str:
 
 
 def test_it_pickles_with_members_that_do(fitted):
-    plain = Router(fitted.pool, fitted.policy, fitted.best, fitted.predictor, fitted._sample)
+    plain = Router(fitted._learnt)
     runnable = RunnableRouter(members=dict.fromkeys(MODELS, shout), router=plain)
     copy = pickle.loads(pickle.dumps(runnable))
     assert copy.batch(QUERIES) == runnable.batch(QUERIES)

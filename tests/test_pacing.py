@@ -86,7 +86,7 @@ def best_mean(router, forecast):
 
 def test_on_the_sample_the_mean_meets_the_floor_in_random_and_in_task_order(fitted_router, sample_parts):
     forecast = fitted_router.forecast(sample_parts[1].queries)
-    check_both_orders(forecast, sample_parts[1].tasks, 0.9 * best_mean(fitted_router, forecast))
+    check_both_orders(forecast, sample_parts[1].tasks, 0.97 * best_mean(fitted_router, forecast))
 
 
 @pytest.mark.slow

@@ -123,7 +123,9 @@ def test_a_function_can_be_the_encoder():
 
 def test_a_predictor_of_ones_own_needs_only_fit_and_forecast():
     router = Router.fit(make_table(), predictor=Own(), policy=Policy(min_quality=0.5))
-    assert router.plan(QUERIES).mean_quality == pytest.approx(0.5)
+    assert router.predictor.forecast(QUERIES).quality.mean() == 0.5
+    observed = make_table().quality.mean()
+    assert 0.5 < router.plan(QUERIES).mean_quality < observed  # corrected by what it was found to be wrong by
     assert router.route("a").model in router.models
     assert "Own" in repr(router)
 

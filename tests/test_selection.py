@@ -5,8 +5,8 @@ import pytest
 
 from eccos_integrations import ModelPool, OutcomeTable, Policy, Router, load_sample
 from eccos_integrations.encoders import LexicalEncoder
-from eccos_integrations.predictors import Forecast, RetrievalPredictor
-from eccos_integrations.predictors.selection import choose, out_of_fold, routed_score
+from eccos_integrations.predictors import PARTS, Forecast, RetrievalPredictor
+from eccos_integrations.predictors.selection import VETO, choose, out_of_fold, routed_score
 from tests.contracts.processes import run_python
 from tests.contracts.tables import embed, make_table
 
@@ -85,17 +85,21 @@ def test_the_predictor_given_stays_unfitted():
     assert predictor.arrays() == {}
 
 
-def test_auto_tries_the_prior_retrieval_and_trained_and_takes_the_best_score():
+def test_auto_tries_every_part_and_takes_the_mean_of_those_that_route_well():
     table = (
         load_sample()
         .take(range(0, 1000, 8))
         .select(["gemini-1.5-flash", "gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18"])
     )
     router = Router.fit(table, policy=FLOOR, predictor="auto")
-    assert [trial.predictor for trial in router.trials] == ["prior", "retrieval", "trained"]
-    assert all(0 < trial.score <= 1 and not trial.skipped for trial in router.trials)
-    best = min(router.trials, key=lambda trial: trial.score)
-    assert router.predictor.name == best.predictor
+    first, *parts, blend = router.trials
+    assert (first.predictor, first.score, blend.predictor) == ("best single", 1.0, "auto")
+    assert [trial.predictor for trial in parts] == list(PARTS)
+    assert all(0 < trial.score <= 1 and not trial.skipped for trial in parts)
+    least = min(trial.score for trial in parts)
+    assert all(trial.score <= VETO * least for trial in parts if trial.used)
+    used = [trial.predictor for trial in parts if trial.used]
+    assert used == (["prior"] if router.predictor.name == "prior" else list(router.predictor.parts))
 
 
 def test_auto_prefers_what_tells_the_queries_apart():
@@ -107,7 +111,7 @@ def test_auto_prefers_what_tells_the_queries_apart():
     router = Router.fit(table, policy=Policy(min_quality=0.95, relative_to="best"))
     scores = {trial.predictor: trial.score for trial in router.trials}
     assert scores["prior"] == pytest.approx(1)
-    assert min(scores["retrieval"], scores["trained"]) < 0.7
+    assert min(scores["retrieval"], scores["ridge"]) < 0.7
     assert router.predictor.name != "prior"
 
 
@@ -147,7 +151,8 @@ router = Router.fit(make_table())
 print([(trial.predictor, trial.skipped) for trial in router.trials], router.plan(["a"]).models != [None])
 """
     fix = "torch is not installed; run: pip install 'eccos-integrations[neural]'"
-    expected = [("prior", ""), ("retrieval", ""), ("trained", fix)]
+    tried = ["best single", *(name for name in PARTS if name != "trained")]
+    expected = [*((name, "") for name in tried), ("trained", fix), ("auto", "")]
     assert run_python(code, hidden=["torch"]) == f"{expected} True\n"
 
 

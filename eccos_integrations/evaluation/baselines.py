@@ -7,7 +7,7 @@ import numpy as np
 
 from eccos_integrations.assignment.problem import IntArray
 from eccos_integrations.outcomes import OutcomeTable, column_means
-from eccos_integrations.predictors.base import Forecast
+from eccos_integrations.predictors import Forecast
 
 
 def one_model(table: OutcomeTable, name: str) -> IntArray:

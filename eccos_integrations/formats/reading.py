@@ -183,6 +183,8 @@ def pivot(rows: Iterable[Row]) -> dict[str, Any]:
     for k, (name, _) in enumerate(NUMBER_COLUMNS.values()):
         measures[name] = np.full((len(row_of), len(column_of)), np.nan)
         measures[name][at[:, 0], at[:, 1]] = values[:, k]
+    if np.isnan(measures["quality"]).all():
+        raise DataError("correctness: no outcome was observed; the table needs at least one")
     known_tasks = [task or "" for task in tasks] if any(task is not None for task in tasks) else None
     return {
         "query_ids": list(row_of),

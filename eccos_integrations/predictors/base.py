@@ -1,293 +1,342 @@
-"""What every predictor gives, a `Forecast`, and what all of ours share: encoding, priors, tokens into money."""
+"""What all predictors share: seeing queries, shrinkage towards a prior, and tokens into money."""
 
-import dataclasses
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from eccos_integrations.encoders import Encoder, EncoderLike, make_encoder
 from eccos_integrations.errors import ConfigError
-from eccos_integrations.outcomes import MEASURES, FloatArray, OutcomeTable, column_means
-from eccos_integrations.pool import ModelPool
+from eccos_integrations.outcomes import FloatArray, OutcomeTable
+from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.predictors import columns
+from eccos_integrations.predictors.forecast import Forecast
+from eccos_integrations.predictors.history import (
+    LEAST_SHARE,
+    PRIOR_STRENGTH,
+    QUALITY,
+    SPEND,
+    Arrays,
+    History,
+    byte_lengths,
+    columns_of,
+    measured,
+    priors,
+    values_of,
+)
+from eccos_integrations.predictors.routed import routed_cost
+from eccos_integrations.predictors.surface import LENGTH, SURFACES, surface
 
-# A model's own mean counts fully only beside this many outcomes of the pool's mean.
-PRIOR_STRENGTH = 4.0
-# Where no input tokens were ever recorded: the usual English average.
-TOKENS_PER_BYTE = 0.25
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Forecast:
-    """What each model is expected to do with each query.
-
-    Args:
-        models: M names, the columns.
-        quality: (N, M) expected score in 0..1.
-        cost_usd: (N, M) expected USD.
-        input_tokens: (N, M).
-        output_tokens: (N, M), NaN where only cost was ever observed.
-        latency_s: (N, M) seconds, NaN where nothing is known.
-    """
-
-    models: list[str]
-    quality: FloatArray
-    cost_usd: FloatArray
-    input_tokens: FloatArray
-    output_tokens: FloatArray
-    latency_s: FloatArray
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self)[1:]:
-            array = np.asarray(getattr(self, field.name), dtype=np.float64)
-            if array.ndim != 2 or array.shape[1] != len(self.models):
-                raise ConfigError(f"forecast: {field.name} has shape {array.shape}, expected (queries, models) with "
-                                  f"{len(self.models)} models")  # fmt: skip
-            object.__setattr__(self, field.name, array)
-
-    def __repr__(self) -> str:
-        return f"Forecast({len(self)} queries x {len(self.models)} models)"
-
-    def __len__(self) -> int:
-        return len(self.quality)
-
-    def select(self, models: Sequence[str]) -> "Forecast":
-        """The forecast of these models, in this order.
-
-        Raises:
-            ConfigError: A model was not forecast.
-        """
-        if missing := [name for name in models if name not in self.models]:
-            raise ConfigError(f"forecast: no column for {missing}; it has {self.models}")
-        columns = [self.models.index(name) for name in models]
-        arrays = {f.name: getattr(self, f.name)[:, columns] for f in dataclasses.fields(self)[1:]}
-        return Forecast(models=list(models), **arrays)
-
-    def take(self, rows: NDArray[np.int64]) -> "Forecast":
-        """The forecast of these queries (positions), in this order."""
-        arrays = {f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)[1:]}
-        return Forecast(models=self.models, **arrays)
-
-    @classmethod
-    def concatenate(cls, parts: "Sequence[Forecast]", rows: Sequence[NDArray[np.int64]]) -> "Forecast":
-        """Forecasts of parts of a table put back in the table's order; `rows` are the positions of each part."""
-        order = np.argsort(np.concatenate(rows))
-        names = [f.name for f in dataclasses.fields(cls)[1:]]
-        arrays = {name: np.concatenate([getattr(part, name) for part in parts])[order] for name in names}
-        return cls(models=parts[0].models, **arrays)
-
-    def check(self, n: int) -> "Forecast":
-        """Itself, if it can be planned with.
-
-        Raises:
-            ConfigError: A shape or a value cannot be right; names the array.
-        """
-        shape = (n, len(self.models))
-        for name in ("quality", "cost_usd"):
-            array = getattr(self, name)
-            if array.shape != shape:
-                raise ConfigError(f"forecast: {name} has shape {array.shape}, expected (queries, models) = {shape}")
-            most = MEASURES[name]
-            if not (np.isfinite(array) & (array >= 0) & (array <= most)).all():
-                raise ConfigError(f"forecast: {name} must be finite and in 0..{most:g} for every query and model")
-        return self
-
-
-class ForecastMaker(Protocol):
-    """What `Router.fit(predictor=...)` takes: an object of your own needs these two methods."""
-
-    def fit(self, table: OutcomeTable, pool: ModelPool, *, seed: int = 0) -> Any:
-        """Learn from a table of past outcomes."""
-
-    def forecast(self, queries: list[str]) -> Forecast:
-        """Forecast every model of the pool on these queries."""
+MOST_DEVIATIONS = 5.0  # a surface feature counts at most this many standard deviations from its mean
+LEAST_DEVIATION = 1e-6
+# Of the variance of a right/wrong label, the share that is taken to lie between queries, not within one.
+BETWEEN_QUERIES = 0.25
+LENDING = 20.0  # outcomes after which a model relies on its own as much as on its kin's
 
 
 @dataclass(frozen=True, eq=False)
-class Targets:
-    """What a predictor learns, columns in the order of the names.
-
-    `spend` is what a call uses up, in the unit that turns into money: output tokens for a model with prices whose
-    tokens were observed, USD for any other.
+class Estimate:
+    """What outcomes of similar queries say: the forecast is total + (1 - weight) * prior.
 
     Args:
-        quality: (N, M), NaN = not observed.
-        spend: (N, M), NaN = not observed.
-        spend_is_usd: (M,) bool.
+        total: (N, 2, M) weighted sums of observed values.
+        weight: (N, 2, M) sums of the weights: 0 where nothing was observed, near 1 where much was.
+        spend_p10: (N, M) what nine in ten calls spend more than, on the scale of `History.values`; None where a
+            predictor has no opinion of its own, and how held-out forecasts err says it.
+        spend_p90: (N, M) likewise less.
     """
 
-    quality: FloatArray
-    spend: FloatArray
-    spend_is_usd: NDArray[np.bool_]
-
-    @classmethod
-    def of(cls, table: OutcomeTable, pool: ModelPool) -> "Targets":
-        """Targets of a table whose columns are the pool's models."""
-        counts_tokens = np.isfinite(table.output_tokens).any(axis=0)
-        counts_cost = np.isfinite(table.cost_usd).any(axis=0)
-        has_prices = np.array([model.has_prices for model in pool])
-        spend_is_usd = ~has_prices | (~counts_tokens & counts_cost)
-        return cls(table.quality, np.where(spend_is_usd, table.cost_usd, table.output_tokens), spend_is_usd)
+    total: FloatArray
+    weight: FloatArray
+    spend_p10: FloatArray | None = None
+    spend_p90: FloatArray | None = None
 
 
 class Predictor(ABC):
     """Forecasts quality, output tokens and cost of every model on any query.
 
-    A subclass learns from vectors (`_learn`) and estimates from vectors (`_estimate`); everything else is here. Rows
-    and columns are put in a fixed order first, so the order of queries and models in the table changes nothing.
+    A subclass says what outcomes of past queries mean for a new one (`learn`, `estimate`, `learn_more`): always a
+    weighted sum of observed values, so that what is thin is drawn towards the prior and new outcomes can be added at
+    once. Everything else is here. Learnt arrays are replaced, never changed: forecasts may run beside updates.
 
     Args:
         encoder: See `eccos_integrations.encoders.make_encoder`.
     """
 
     name: ClassVar[str]
+    # Learnt arrays whose last axis is the model, and what the column of a new model starts with.
+    per_model: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, encoder: EncoderLike = "lexical") -> None:
         self.encoder: Encoder = make_encoder(encoder)
-        self.pool: ModelPool
-        self._learnt: dict[str, NDArray[Any]] = {}
+        self._state: tuple[ModelPool, Arrays] | None = None
+        self._changing = threading.Lock()  # one change at a time; forecasts need not wait
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_changing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _changing=threading.Lock())
+
+    @property
+    def pool(self) -> ModelPool:
+        """The models forecast, by name."""
+        return self._fitted()[0]
 
     def fit(self, table: OutcomeTable, pool: ModelPool, *, seed: int = 0) -> Self:
         """Learn from a table of past outcomes.
+
+        Rows and columns are put in a fixed order first: the order of queries and models in the table changes nothing.
 
         Args:
             table: The history; models of the pool it does not have get the prior.
             pool: The models to forecast.
             seed: Same seed, same forecasts.
         """
-        self.pool = ModelPool(sorted(pool, key=lambda model: model.name))
-        table = _columns_of(table, self.pool.names)
+        pool = ModelPool(sorted(pool, key=lambda model: model.name))
+        table = columns_of(table, pool.names)
         table = table.take(np.argsort(table.query_ids, kind="stable"))
-        targets = Targets.of(table, self.pool)
-        self._learnt = {
-            **_prior(table, targets),
-            "spend_is_usd": targets.spend_is_usd,
-            "input_tokens": _input_token_rates(table),
-            "latency_s": column_means(table.latency_s),
-        }
+        arrays = priors(table, pool)
         vectors = self.encoder.fit(table.queries, seed=seed).encode(table.queries)
-        self._learnt["dimensions"] = np.array(vectors.shape[1])
-        self._learnt.update(self._learn(vectors, targets, seed))
+        looks = surface(table.queries)
+        arrays["dimensions"] = np.array(vectors.shape[1])
+        arrays["surface"] = np.array([looks.mean(axis=0), np.maximum(looks.std(axis=0), LEAST_DEVIATION)])
+        history = History(
+            x=_joined(vectors, looks, arrays),
+            values=values_of(table, pool.names, arrays),
+            quality=table.quality,
+            cost_usd=table.cost_usd,
+            input_tokens=tokens_of_input(table.queries, arrays),
+        )
+        arrays |= self.learn(history, pool, arrays, seed)
+        arrays |= errors_of(history.values, composed(self.held_out(history, arrays), arrays), arrays["count"])
+        self._state = pool, arrays
         return self
 
     def forecast(self, queries: Sequence[str]) -> Forecast:
         """Forecast every model of the pool on these queries; columns sorted by name."""
-        if not self._learnt:
-            raise ConfigError(f"predictor: this {self.name} predictor has learnt nothing yet; call fit first")
-        if queries:
-            vectors = self.encoder.encode(queries)
-            if vectors.shape[1] != self._learnt["dimensions"]:
-                raise ConfigError(f"encoder: gives {vectors.shape[1]} dimensions, the predictor was fitted with "
-                                  f"{self._learnt['dimensions']}; give the encoder it was fitted with")  # fmt: skip
-            quality, spend = self._estimate(vectors)
-        else:
-            quality = spend = np.zeros((0, len(self.pool)))
-        fixed, per_byte = self._learnt["input_tokens"]
-        lengths = np.array([len(query.encode("utf-8", "surrogatepass")) for query in queries], dtype=np.float64)
-        input_tokens = fixed + per_byte * lengths[:, None]
-        spend_is_usd = self._learnt["spend_is_usd"]
-        output_tokens = np.where(spend_is_usd, np.nan, spend)
-        cost_usd = np.where(spend_is_usd, spend, self.pool.cost_usd(input_tokens, output_tokens))
-        return Forecast(
-            models=self.pool.names,
-            quality=np.clip(quality, 0, 1),
-            cost_usd=cost_usd,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            latency_s=self._latency_s(output_tokens),
-        )
+        pool, arrays = self._fitted()
+        distinct = list(dict.fromkeys(queries))  # equal texts get equal forecasts, to the last bit
+        estimate = self.estimate(self.see(distinct, arrays), arrays)
+        forecast = forecast_of(estimate, tokens_of_input(distinct, arrays), pool, arrays)
+        if len(distinct) == len(queries):
+            return forecast
+        position = {query: row for row, query in enumerate(distinct)}
+        return forecast.take(np.array([position[query] for query in queries], dtype=np.int64))
+
+    def update(self, table: OutcomeTable) -> None:
+        """Learn from more outcomes at once, without a refit. Models that are not in the pool are left out.
+
+        Args:
+            table: The new outcomes only.
+        """
+        with self._changing:
+            pool, arrays = self._fitted()
+            self._state = pool, self._more(table.queries, values_of(table, pool.names, arrays), arrays)
+
+    def add(self, model: Model, outcomes: OutcomeTable | None = None) -> None:
+        """Forecast one more model; no other model's forecast changes.
+
+        Args:
+            model: Not in the pool yet.
+            outcomes: What it did on some queries, if that is known; other models' columns are left out.
+
+        Raises:
+            ConfigError: The model is there already, or its cost cannot be known.
+        """
+        known = None
+        if outcomes is not None and np.isfinite(measured(outcomes, "quality", [model.name])).any():
+            known = outcomes.select([model.name])
+        with self._changing:
+            pool, arrays = columns.with_model(*self._fitted(), model, known, self.per_model)
+            if known is not None:
+                arrays = self._more(known.queries, values_of(known, pool.names, arrays), arrays)
+            self._state = pool, arrays
+
+    def remove(self, name: str) -> None:
+        """Forecast one model less.
+
+        Raises:
+            ConfigError: The model is not in the pool, or the last one.
+        """
+        with self._changing:
+            self._state = columns.without_model(*self._fitted(), name, self.per_model)
+
+    def average(self) -> Forecast:
+        """Forecast of the average query, (1, M)."""
+        pool, arrays = self._fitted()
+        nothing = np.zeros((1, *arrays["count"].shape))
+        fixed, per_byte = arrays["input_tokens"]
+        typical_bytes = np.expm1(arrays["surface"][0][LENGTH])
+        return forecast_of(Estimate(nothing, nothing), (fixed + per_byte * typical_bytes)[None, :], pool, arrays)
+
+    def copy(self) -> Self:
+        """A predictor that knows the same and learns on its own from here."""
+        return self.restore(self.settings(), self.arrays(), self.encoder, self.pool)
 
     def unfitted(self) -> Self:
         """A predictor of the same settings that has learnt nothing yet."""
         return type(self)(encoder=self.encoder.unfitted(), **self.settings())
 
-    @abstractmethod
-    def _learn(self, vectors: FloatArray, targets: Targets, seed: int) -> dict[str, NDArray[Any]]:
-        """Learn from vectors (N, D); returns everything `_estimate` needs, as arrays. The prior is in `_learnt`."""
-
-    @abstractmethod
-    def _estimate(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Quality and spend, (N, M) each, from vectors (N, D)."""
-
-    def _latency_s(self, output_tokens: FloatArray) -> FloatArray:
-        """Observed mean latency, else what the pool says of speed, else NaN."""
-        speed = np.array([
-            (np.nan if m.base_latency_s is None else m.base_latency_s,
-             np.nan if m.output_tokens_per_s is None else m.output_tokens_per_s)
-            for m in self.pool
-        ])  # fmt: skip
-        observed = np.broadcast_to(self._learnt["latency_s"], output_tokens.shape)
-        return np.where(np.isfinite(observed), observed, speed[:, 0] + output_tokens / speed[:, 1])
-
     def settings(self) -> dict[str, Any]:
         """Constructor arguments beside the encoder; plain JSON."""
         return {}
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> Arrays:
         """What was learnt, as arrays."""
-        return self._learnt
+        return {} if self._state is None else self._state[1]
 
     @classmethod
-    def restore(
-        cls, settings: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], encoder: Encoder, pool: ModelPool
-    ) -> Self:
+    def restore(cls, settings: Mapping[str, Any], arrays: Arrays, encoder: Encoder, pool: ModelPool) -> Self:
         """The predictor that `settings` and `arrays` were taken from."""
         predictor = cls(encoder=encoder, **settings)
-        predictor.pool = ModelPool(sorted(pool, key=lambda model: model.name))
-        predictor._learnt = dict(arrays)
+        predictor._state = ModelPool(sorted(pool, key=lambda model: model.name)), dict(arrays)
         return predictor
 
+    @abstractmethod
+    def learn(self, history: History, pool: ModelPool, arrays: Arrays, seed: int) -> Arrays:
+        """Everything `estimate` needs beside the priors in `arrays`."""
 
-def _columns_of(table: OutcomeTable, models: list[str]) -> OutcomeTable:
-    """The table with exactly these columns, unobserved where it lacks one."""
-    columns = {name: j for j, name in enumerate(table.models)}
-    measures = {}
-    for name in MEASURES:
-        unobserved = np.full(len(table), np.nan)
-        array = getattr(table, name)
-        measures[name] = np.column_stack([array[:, columns[m]] if m in columns else unobserved for m in models])
-    return OutcomeTable(table.query_ids, table.queries, models, tasks=table.tasks, **measures)
+    @abstractmethod
+    def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
+        """What the outcomes say of queries that look like x (N, D)."""
+
+    @abstractmethod
+    def held_out(self, history: History, arrays: Arrays) -> Estimate:
+        """What the outcomes of all other queries say of each query of the history."""
+
+    @abstractmethod
+    def learn_more(self, x: FloatArray, values: FloatArray, arrays: Arrays) -> Arrays:
+        """The arrays that change with more outcomes; values (N, 2, M) of queries x (N, D)."""
+
+    def _more(self, queries: Sequence[str], values: FloatArray, arrays: Arrays) -> Arrays:
+        """The arrays after these outcomes (N, 2, M) too; a query of which nothing was observed teaches nothing."""
+        observed = np.isfinite(values)
+        rows = np.flatnonzero(observed.any(axis=(1, 2))).tolist()
+        if not rows:
+            return arrays
+        arrays = arrays | {
+            "total": arrays["total"] + np.where(observed, values, 0.0).sum(axis=0),
+            "count": arrays["count"] + observed.sum(axis=0),
+        }
+        return arrays | self.learn_more(self.see([queries[row] for row in rows], arrays), values[rows], arrays)
+
+    def _fitted(self) -> tuple[ModelPool, Arrays]:
+        if self._state is None:
+            raise ConfigError(f"predictor: this {self.name} predictor has learnt nothing yet; call fit first")
+        return self._state
+
+    def see(self, queries: Sequence[str], arrays: Arrays) -> FloatArray:
+        """What queries look like, (N, D): vectors of the encoder beside the surface."""
+        dimensions = int(arrays["dimensions"])
+        if not queries:
+            return np.zeros((0, dimensions + SURFACES))
+        vectors = self.encoder.encode(queries)
+        if vectors.shape[1] != dimensions:
+            raise ConfigError(f"encoder: gives {vectors.shape[1]} dimensions, the predictor was fitted with "
+                              f"{dimensions}; give the encoder it was fitted with")  # fmt: skip
+        return _joined(vectors, surface(queries), arrays)
 
 
-def _prior(table: OutcomeTable, targets: Targets) -> dict[str, FloatArray]:
-    """Per-model means, drawn towards the pool's mean where outcomes are few; the pool's mean where there are none."""
-    quality = _shrunk_means(targets.quality)
-    spend = np.empty(len(quality))
-    for unit in (True, False):  # USD and tokens have means of their own
-        columns = targets.spend_is_usd == unit
-        if columns.any():
-            spend[columns] = _shrunk_means(targets.spend[:, columns])
-            if np.isnan(spend[columns]).any():  # none of these was observed, but another kind of model may have been
-                means = column_means(table.cost_usd if unit else table.output_tokens)
-                spend[columns] = np.nanmean(means) if np.isfinite(means).any() else np.nan
-    return {
-        "prior_quality": quality,
-        "prior_spend": spend,
-        "outcomes": np.isfinite(targets.quality).sum(axis=0).astype(np.float64),
-    }
+def forecast_of(estimate: Estimate, input_tokens: FloatArray, pool: ModelPool, arrays: Arrays) -> Forecast:
+    """An estimate as a forecast: shrunk, on the scale of tokens, priced."""
+    values = composed(estimate, arrays)
+    typical = arrays["typical_spend"]
+
+    def spend(value: FloatArray) -> FloatArray:
+        return typical * np.maximum(np.exp(value) - LEAST_SHARE, 0.0)
+
+    in_usd = arrays["spend_in_usd"]
+    expected = spend(values[:, SPEND] + np.log(arrays["smearing"]))
+    p10, p90 = (
+        values[:, SPEND] + np.log(arrays[name]) if own is None else own
+        for name, own in (("low", estimate.spend_p10), ("high", estimate.spend_p90))
+    )
+    output_tokens = np.where(in_usd, np.nan, expected)
+    cost_usd = np.where(in_usd, expected, pool.cost_usd(input_tokens, output_tokens))
+    unknown = (1 - np.clip(estimate.weight[:, QUALITY], 0, 1)) * BETWEEN_QUERIES
+    unknown = unknown + 1 / (arrays["count"][QUALITY] + PRIOR_STRENGTH)
+    return Forecast(
+        models=pool.names,
+        quality=np.clip(values[:, QUALITY], 0, 1),
+        cost_usd=cost_usd,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        latency_s=np.where(np.isfinite(arrays["latency_s"]), arrays["latency_s"], pool.latency_s(output_tokens)),
+        quality_std=np.sqrt(arrays["variance"] * unknown),
+        output_tokens_p10=np.where(in_usd, np.nan, spend(p10)),
+        output_tokens_p90=np.where(in_usd, np.nan, spend(p90)),
+    )
 
 
-def _shrunk_means(values: FloatArray) -> FloatArray:
-    count = np.isfinite(values).sum(axis=0)
-    means = column_means(values)
-    pool_mean = np.nanmean(means) if count.any() else np.nan
-    shrunk: FloatArray = (np.nan_to_num(means) * count + PRIOR_STRENGTH * pool_mean) / (count + PRIOR_STRENGTH)
-    return shrunk
+def routed_cost_of(estimate: Estimate, history: History, pool: ModelPool, arrays: Arrays) -> float:
+    """What routing the history by a held-out estimate of it would cost: see `routed_cost`."""
+    arrays = arrays | errors_of(history.values, composed(estimate, arrays), arrays["count"])
+    forecast = forecast_of(estimate, history.input_tokens, pool, arrays)
+    total, count = arrays["total"][QUALITY], arrays["count"][QUALITY]
+    best = int(np.argmax(np.divide(total, count, out=np.full(len(count), -np.inf), where=count > 0)))
+    return routed_cost(forecast.quality, forecast.cost_usd, history.quality, history.cost_usd, best)
 
 
-def _input_token_rates(table: OutcomeTable) -> FloatArray:
-    """(2, M): input tokens of a query are the first row plus the second times its length in bytes."""
-    from scipy.optimize import nnls
+def composed(estimate: Estimate, arrays: Arrays) -> FloatArray:
+    """(N, 2, M) values, drawn towards each model's mean, and towards what its kin do where it has few outcomes."""
+    count = arrays["count"]
+    mean = (arrays["total"] + PRIOR_STRENGTH * arrays["kin_mean"]) / (count + PRIOR_STRENGTH)
+    rest = 1 - estimate.weight
+    own = estimate.total + rest * mean
+    # What is lent is how queries differ, around what was observed: around a mean that its own kin drew down, a good
+    # model would lend a bonus.
+    deviation = estimate.total - estimate.weight * arrays["total"] / np.maximum(count, 1)
+    lent = np.einsum("nvk,jk->nvj", deviation, arrays["kin"])
+    drawn: FloatArray = own + rest * lent * (LENDING / (count + LENDING))
+    return drawn
 
-    lengths = np.array([len(query.encode("utf-8", "surrogatepass")) for query in table.queries], dtype=np.float64)
-    rates = np.full((2, len(table.models)), np.nan)
-    for j in range(len(table.models)):
-        known = np.isfinite(table.input_tokens[:, j])
-        if known.any():
-            rates[:, j] = nnls(np.column_stack([np.ones(known.sum()), lengths[known]]), table.input_tokens[known, j])[0]
-    seen = np.isfinite(rates[0])
-    rates[:, ~seen] = rates[:, seen].mean(axis=1, keepdims=True) if seen.any() else [[0.0], [TOKENS_PER_BYTE]]
-    return rates
+
+def errors_of(values: FloatArray, held_out: FloatArray, count: FloatArray) -> Arrays:
+    """How held-out forecasts err, (M,) each: variance of quality, and factors on spend for mean, p10 and p90.
+
+    The mean of what was averaged on the log scale is too low; the factor that repairs it is Duan's smearing estimate
+    ("Smearing Estimate: A Nonparametric Retransformation Method", JASA 78, 1983).
+    """
+    error = values - held_out
+    share = count / (count + PRIOR_STRENGTH)
+    found = {"variance": np.full(count.shape[1], np.nan), "smearing": np.full(count.shape[1], np.nan),
+             "low": np.full(count.shape[1], np.nan), "high": np.full(count.shape[1], np.nan)}  # fmt: skip
+    for j in range(count.shape[1]):
+        quality, spend = (error[np.isfinite(error[:, v, j]), v, j] for v in (QUALITY, SPEND))
+        if len(quality):
+            found["variance"][j] = np.mean(quality**2)
+        if len(spend):
+            # Of the bias only what so many outcomes vouch for: to repair all of it would undo the shrinkage.
+            spend = spend - PRIOR_STRENGTH / (len(spend) + PRIOR_STRENGTH) * spend.mean()
+            found["smearing"][j] = np.exp(spend).mean()
+            found["low"][j], found["high"][j] = np.exp(np.quantile(spend, [0.1, 0.9]))
+    fallback = {"variance": 0.25, "smearing": 1 + LEAST_SHARE, "low": 1.0, "high": 1.0}
+    for name, per_model in found.items():
+        seen = np.isfinite(per_model)
+        pooled = fallback[name]
+        if seen.any():  # nobody is surer of a model that was never observed than of any that was
+            pooled = per_model[seen].max() if name == "variance" else per_model[seen].mean()
+        trust = share[QUALITY if name == "variance" else SPEND]
+        found[name] = np.where(seen, trust * np.nan_to_num(per_model) + (1 - trust) * pooled, pooled)
+    return dict(found)
+
+
+def _joined(vectors: FloatArray, looks: FloatArray, arrays: Arrays) -> FloatArray:
+    """Vectors and standardised surface side by side, of equal say and unit length."""
+    mean, deviation = arrays["surface"]
+    standard = np.clip((looks - mean) / deviation, -MOST_DEVIATIONS, MOST_DEVIATIONS) / np.sqrt(SURFACES)
+    x = np.hstack([vectors, standard])
+    length = np.sqrt(np.einsum("nd,nd->n", x, x))[:, None]
+    unit: FloatArray = np.divide(x, length, out=np.zeros_like(x), where=length > 0)
+    return unit
+
+
+def tokens_of_input(queries: Sequence[str], arrays: Arrays) -> FloatArray:
+    """(N, M) input tokens of queries, by their length."""
+    fixed, per_byte = arrays["input_tokens"]
+    tokens: FloatArray = fixed + per_byte * byte_lengths(queries)[:, None]
+    return tokens

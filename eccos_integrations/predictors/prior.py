@@ -1,28 +1,34 @@
 """The prior: every query is the average query."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from eccos_integrations.outcomes import FloatArray
-from eccos_integrations.predictors.base import Predictor, Targets
+from eccos_integrations.pool import ModelPool
+from eccos_integrations.predictors.base import Estimate, Predictor
+from eccos_integrations.predictors.history import Arrays, History
 
 
 class PriorPredictor(Predictor):
-    """Forecasts each model's mean, drawn towards the pool's mean where outcomes are few.
+    """Forecasts each model's mean, drawn towards that of its kin where outcomes are few.
 
     The baseline any other predictor has to beat: it knows which model is good, not which query is hard.
     """
 
     name = "prior"
 
-    def _learn(self, vectors: FloatArray, targets: Targets, seed: int) -> dict[str, NDArray[Any]]:
+    def learn(self, history: History, pool: ModelPool, arrays: Arrays, seed: int) -> Arrays:
+        """Nothing beside the means."""
         return {}
 
-    def _estimate(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
-        shape = (len(vectors), len(self.pool))
-        return (
-            np.broadcast_to(self._learnt["prior_quality"], shape),
-            np.broadcast_to(self._learnt["prior_spend"], shape),
-        )
+    def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
+        """Nothing: the means decide."""
+        nothing = np.zeros((len(x), *arrays["count"].shape))
+        return Estimate(nothing, nothing)
+
+    def held_out(self, history: History, arrays: Arrays) -> Estimate:
+        """Nothing: a mean hardly depends on one of its values."""
+        return self.estimate(history.x, arrays)
+
+    def learn_more(self, x: FloatArray, values: FloatArray, arrays: Arrays) -> Arrays:
+        """Nothing beside the means."""
+        return {}

@@ -1,6 +1,8 @@
-"""ECCOS-T: a small network over the encoder's vectors, trained with torch, run with numpy."""
+"""ECCOS-T: networks over what queries look like and what models are called, trained with torch, run with numpy."""
 
+import logging
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,34 +10,50 @@ from numpy.typing import NDArray
 from eccos_integrations.encoders import EncoderLike
 from eccos_integrations.errors import ConfigError, MissingExtraError
 from eccos_integrations.outcomes import FloatArray
-from eccos_integrations.predictors.base import PRIOR_STRENGTH, Predictor, Targets
+from eccos_integrations.pool import ModelPool
+from eccos_integrations.predictors.base import Estimate, Predictor, composed, errors_of, forecast_of
+from eccos_integrations.predictors.history import PRIOR_STRENGTH, QUALITY, SPEND, Arrays, History
+from eccos_integrations.predictors.kinship import words_of
+from eccos_integrations.predictors.network import Lesson, heads, training
+from eccos_integrations.predictors.routed import routed_cost
 
-HELD_OUT = 0.15  # share of the history that decides when to stop
-PATIENCE = 20  # steps without improvement before training stops
-LEARNING_RATE = 0.01
-WEIGHT_DECAY = 0.05
-CHUNK = 4096  # queries estimated at once: bounds the (chunk, M, buckets) array
+FOLDS = 5  # networks, each blind to one part of the history
+EVERY = 20  # steps between looks at the held-out parts
+WINDOW = 5  # looks whose mean decides: one routed cost is too noisy
+TIE = 0.01  # routed costs this close are the same, and the more trained networks are taken
+PATIENCE = 8  # looks without a best or a tie before training stops
+TRUST = 10.0  # outcomes after which a model relies on the networks as much as on its mean
+DESCRIBED = 64  # hashed words of names and descriptions
+SHARED = 0.25  # how much more readily a model's own embedding is learnt than what it shares with others
+CHUNK = 512  # queries estimated at once: bounds the (chunk, M, buckets) arrays
+
+logger = logging.getLogger("eccos")
 
 
 class TrainedPredictor(Predictor):
-    """A capability head and an output-length head over query vectors and learnt model embeddings.
+    """A capability head and an output-length head over projected queries and model embeddings.
 
-    With q the projected query vector and e_j the embedding of model j, quality is sigmoid(w . (q * e_j) + b_j) and the
-    length is the mean under softmax(W (q + e_j) + u) over log-spaced buckets of spend relative to the model's own mean.
-    Losses are cross-entropies over the observed cells only; training stops when held-out queries stop improving.
+    With q the projected query and e_j the embedding of model j (learnt, plus a linear map of the words of its name and
+    description), quality is sigmoid(q . e_j + b_j), and spend falls into log-spaced buckets, softmax(W (q + e_j) + u + (q . e_j) t)
+    with t the buckets' own values: its mean is the forecast, its quantiles the range. The heads project and embed apart. Both
+    products are penalised strongly; the last step is the one whose *routed* cost is least on held-out queries.
+    Several networks are trained, each without one fold of the history, and averaged; each fold is forecast by the one that
+    did not see it. More outcomes do not train the networks further: a model's mean moves at once, the networks with a refit.
 
-    Source: the predictor of OmniRouter, arXiv 2502.20576 v6, section 3 (there over a fine-tuned BERT).
+    Source: the predictor of OmniRouter, arXiv 2502.20576 v6, section 3. There: one fine-tuned BERT for queries and
+    descriptions, elementwise products, no third term in the length head. The penalty, the folds and the stopping are ours.
 
     Args:
         encoder: See `eccos_integrations.encoders.make_encoder`.
         width: Dimensions of the model embeddings.
         buckets: Number of length buckets.
-        steps: Most training steps, each over the whole history.
+        steps: Most training steps.
     """
 
     name = "trained"
+    per_model = {"embedding": 0.0, "bias": 0.0, "trust": 0.0}  # noqa: RUF012
 
-    def __init__(self, encoder: EncoderLike = "lexical", width: int = 32, buckets: int = 12, steps: int = 300) -> None:
+    def __init__(self, encoder: EncoderLike = "lexical", width: int = 16, buckets: int = 12, steps: int = 300) -> None:
         super().__init__(encoder)
         if width < 1 or buckets < 2 or steps < 1:
             raise ConfigError(f"trained: width={width}, buckets={buckets}, steps={steps}; give at least 1, 2 and 1")
@@ -47,130 +65,153 @@ class TrainedPredictor(Predictor):
         """Width, buckets and steps."""
         return {"width": self.width, "buckets": self.buckets, "steps": self.steps}
 
-    def _learn(self, vectors: FloatArray, targets: Targets, seed: int) -> dict[str, NDArray[Any]]:
+    def learn(self, history: History, pool: ModelPool, arrays: Arrays, seed: int) -> Arrays:
         from threadpoolctl import threadpool_limits
 
-        prior_spend = self._learnt["prior_spend"]
-        ratio = np.divide(targets.spend, prior_spend, out=np.full(targets.spend.shape, np.nan), where=prior_spend > 0)
-        bucket, bucket_ratio = _bucketed(ratio, self.buckets)
-        with threadpool_limits(limits=1):  # small matrices: a second thread waits more than it works
-            learnt = _train(
-                vectors,
-                targets.quality,
-                bucket,
-                self._learnt["prior_quality"],
-                width=self.width,
-                buckets=len(bucket_ratio),
-                steps=self.steps,
-                seed=seed,
-            )
-        learnt["bucket_ratio"] = bucket_ratio
-        self._learnt.update(learnt, correction=np.ones(len(prior_spend)))
-        # A mean over buckets is right on average only after each model's sum is set to what was observed.
-        forecast = np.where(np.isfinite(targets.spend), self._estimate(vectors)[1], 0.0).sum(axis=0)
-        observed = np.nansum(targets.spend, axis=0)
-        correction = np.divide(observed, forecast, out=np.ones(len(observed)), where=(forecast > 0) & (observed > 0))
-        return {**learnt, "correction": correction}
-
-    def _estimate(self, vectors: FloatArray) -> tuple[FloatArray, FloatArray]:
-        learnt = self._learnt
-        # A model's own head counts as far as its outcomes go; without any it keeps the prior.
-        trust = learnt["outcomes"] / (learnt["outcomes"] + PRIOR_STRENGTH)
-        quality = np.empty((len(vectors), len(self.pool)))
-        spend = np.empty_like(quality)
-        for start in range(0, len(vectors), CHUNK):
-            part = slice(start, start + CHUNK)
-            # einsum sums each row the same way whatever the number of rows; BLAS does not.
-            query = np.einsum("nd,dw->nw", vectors[part], learnt["projection"])
-            logit = np.einsum("nw,mw->nm", query * learnt["capability"], learnt["embedding"]) + learnt["bias"]
-            capable = 1 / (1 + np.exp(-logit))
-            quality[part] = learnt["prior_quality"] + trust * (capable - learnt["prior_quality"])
-            score = np.einsum("nw,wk->nk", query, learnt["length"])[:, None, :]
-            score = score + (learnt["embedding"] @ learnt["length"] + learnt["length_bias"])[None, :, :]
-            share = np.exp(score - score.max(axis=2, keepdims=True))
-            ratio = (share @ learnt["bucket_ratio"]) / share.sum(axis=2) * learnt["correction"]
-            spend[part] = learnt["prior_spend"] * (1 + trust * (ratio - 1))
-        return quality, spend
-
-
-def _bucketed(ratio: FloatArray, buckets: int) -> tuple[NDArray[np.int64], FloatArray]:
-    """Bucket of each cell (N, M), -1 where not observed, and the mean ratio within each bucket."""
-    observed = ratio[np.isfinite(ratio) & (ratio > 0)]
-    if not len(observed):
-        return np.full(ratio.shape, -1), np.ones(1)
-    low, high = np.quantile(observed, [0.01, 0.99])
-    edges = np.geomspace(low, high, buckets - 1) if high > low else np.array([low])
-    bucket = np.where(np.isfinite(ratio), np.searchsorted(edges, np.nan_to_num(ratio)), -1)
-    used, bucket = np.unique(bucket, return_inverse=True)
-    bucket = bucket.reshape(ratio.shape) - (1 if used[0] == -1 else 0)
-    means = [float(ratio[bucket == k].mean()) for k in range(bucket.max() + 1)]
-    return bucket, np.array(means)
-
-
-def _train(
-    vectors: FloatArray,
-    quality: FloatArray,
-    bucket: NDArray[np.int64],
-    prior_quality: FloatArray,
-    *,
-    width: int,
-    buckets: int,
-    steps: int,
-    seed: int,
-) -> dict[str, NDArray[Any]]:
-    """Fit both heads by AdamW on all cells at once; returns the parameters of the best step as float64 arrays."""
-    try:
-        import torch
-    except ImportError:
-        raise MissingExtraError("torch", "neural") from None
-
-    generator = torch.Generator().manual_seed(seed)
-    n, dimensions = vectors.shape
-    models = quality.shape[1]
-
-    def start(*shape: int, scale: float) -> Any:
-        return (torch.randn(*shape, generator=generator) * scale).requires_grad_()
-
-    logit = np.log(np.clip(prior_quality, 0.01, 0.99) / (1 - np.clip(prior_quality, 0.01, 0.99)))
-    parameters = {
-        "projection": start(dimensions, width, scale=dimensions**-0.5),
-        "embedding": start(models, width, scale=0.1),
-        "capability": torch.ones(width, requires_grad=True),
-        "bias": torch.tensor(logit, dtype=torch.float32, requires_grad=True),
-        "length": start(width, buckets, scale=width**-0.5),
-        "length_bias": torch.zeros(buckets, requires_grad=True),
-    }
-    x = torch.tensor(vectors, dtype=torch.float32)
-    y = torch.tensor(np.nan_to_num(quality), dtype=torch.float32)
-    seen = torch.tensor(np.isfinite(quality), dtype=torch.float32)
-    classes = torch.tensor(bucket)
-
-    def loss(rows: Any) -> Any:
-        query = x[rows] @ parameters["projection"]
-        capable = (query * parameters["capability"]) @ parameters["embedding"].T + parameters["bias"]
-        right = torch.nn.functional.binary_cross_entropy_with_logits(capable, y[rows], reduction="none")
-        right = (right * seen[rows]).sum() / seen[rows].sum().clamp(min=1)
-        score = (query[:, None, :] + parameters["embedding"][None, :, :]) @ parameters["length"]
-        score = score + parameters["length_bias"]
-        long = torch.nn.functional.cross_entropy(
-            score.reshape(-1, buckets), classes[rows].reshape(-1), ignore_index=-1, reduction="sum"
+        try:
+            import torch  # noqa: F401  # here, for the limit below holds for what is loaded
+        except ImportError:
+            raise MissingExtraError("torch", "neural") from None
+        bucket, scale = _bucketed(history.values[:, SPEND], self.buckets)
+        fold = _folds(history.x)
+        count = np.bincount(bucket[bucket >= 0], minlength=len(scale["centre"]))
+        lesson = Lesson(
+            x=history.x,
+            quality=history.values[:, QUALITY],
+            bucket=bucket,
+            words=_described(pool),
+            fold=fold,
+            bias=_log_odds(history.values[:, QUALITY], fold, arrays["kin_mean"][QUALITY]),
+            length_bias=np.log(count + 0.5),
+            tilt=(scale["centre"] - scale["centre"].mean()) / max(scale["centre"].std(), 1e-9),
         )
-        return right + long / (classes[rows] >= 0).sum().clamp(min=1)
+        scale["trust"] = arrays["count"] / (arrays["count"] + TRUST)
+        looks: list[Arrays] = []
+        costs: list[float] = []
+        with threadpool_limits(limits=1):  # small matrices: a second thread waits more than it works
+            for step, learnt in training(lesson, width=self.width, steps=self.steps, every=EVERY, seed=seed):
+                looks.append(learnt | scale)
+                costs.append(self._routed_cost(history, pool, arrays | looks[-1]))
+                logger.info("trained: step %d of at most %d, held-out routed cost %.3f", step, self.steps, costs[-1])
+                if len(costs) - 1 - chosen_look(costs) >= PATIENCE:
+                    break
+        return looks[chosen_look(costs)]
 
-    order = torch.randperm(n, generator=generator)
-    held_out = order[: int(n * HELD_OUT)] if n * HELD_OUT >= 1 else order
-    training = order[int(n * HELD_OUT) :]
-    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    best, best_loss, best_step = {}, np.inf, 0
-    for step in range(steps):
-        with torch.no_grad():
-            now = float(loss(held_out))
-            if now < best_loss - 1e-6:
-                best_loss, best_step = now, step
-                best = {name: value.detach().double().numpy().copy() for name, value in parameters.items()}
-        if step - best_step > PATIENCE:
-            break
-        optimizer.zero_grad()
-        loss(training).backward()
-        optimizer.step()
-    return best
+    def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
+        values = np.empty((len(x), 2, arrays["bias"].shape[1]))
+        spread = np.empty_like(values)
+        for start in range(0, len(x), CHUNK):
+            part = slice(start, start + CHUNK)
+            values[part], spread[part] = _said(x[part], arrays)
+        return _estimate(values, spread, arrays)
+
+    def held_out(self, history: History, arrays: Arrays) -> Estimate:
+        values, spread = np.empty(history.values.shape), np.empty(history.values.shape)
+        fold = _folds(history.x)
+        for network in range(len(arrays["bias"])):
+            rows = np.flatnonzero(fold == network)
+            for start in range(0, len(rows), CHUNK):
+                part = rows[start : start + CHUNK]
+                values[part], spread[part] = _said(history.x[part], arrays, slice(network, network + 1))
+        return _estimate(values, spread, arrays)
+
+    def learn_more(self, x: FloatArray, values: FloatArray, arrays: Arrays) -> Arrays:
+        """Nothing: the networks learn anew with a refit only."""
+        return {}
+
+    def _routed_cost(self, history: History, pool: ModelPool, arrays: Arrays) -> float:
+        estimate = self.held_out(history, arrays)
+        arrays = arrays | errors_of(history.values, composed(estimate, arrays), arrays["count"])
+        forecast = forecast_of(estimate, history.input_tokens, pool, arrays)
+        total, count = arrays["total"][QUALITY], arrays["count"][QUALITY]
+        best = int(np.argmax(np.divide(total, count, out=np.full(len(count), -np.inf), where=count > 0)))
+        return routed_cost(forecast.quality, forecast.cost_usd, history.quality, history.cost_usd, best)
+
+
+def chosen_look(costs: list[float]) -> int:
+    """The look about which routing costs least on average; of several that are about the same, the last."""
+    reach = WINDOW // 2
+    smooth = np.array([np.mean(costs[max(look - reach, 0) : look + reach + 1]) for look in range(len(costs))])
+    return int(np.flatnonzero(smooth <= smooth.min() + TIE)[-1])
+
+
+def _estimate(values: FloatArray, spread: FloatArray, arrays: Arrays) -> Estimate:
+    weight = np.broadcast_to(arrays["trust"], values.shape)
+    estimate = Estimate(weight * values, weight)
+    spend = composed(estimate, arrays)[:, SPEND]  # the range moves along as the mean is shrunk
+    return Estimate(estimate.total, weight, spend + spread[:, 0], spend + spread[:, 1])
+
+
+def _said(x: FloatArray, arrays: Arrays, networks: slice = slice(None)) -> tuple[FloatArray, FloatArray]:
+    """What the networks say on average: (N, 2, M) values, and how far the 10 % and 90 % quantiles of spend are from its mean."""
+    names = ("projection", "embedding", "bias", "length", "length_bias")
+    right, long = heads(x, {name: arrays[name][networks] for name in names} | {"tilt": arrays["tilt"]})
+    long = np.exp(long - long.max(axis=-1, keepdims=True))
+    share = (long / long.sum(axis=-1, keepdims=True)).mean(axis=0)
+    spend = share @ arrays["centre"]
+    below = np.cumsum(share, axis=-1)
+    p10, p90 = (_quantile(below, share, level, arrays["edge"]) for level in (0.1, 0.9))
+    return np.stack([(1 / (1 + np.exp(-right))).mean(axis=0), spend], axis=1), np.stack(
+        [p10 - spend, p90 - spend], axis=1
+    )
+
+
+def _quantile(below: FloatArray, share: FloatArray, level: float, edge: FloatArray) -> FloatArray:
+    """Where the cumulated shares (N, M, K) of the buckets between these edges (K + 1) reach a level, (N, M)."""
+    k = np.minimum((below < level).sum(axis=-1), len(edge) - 2)
+    inside = np.take_along_axis(share, k[..., None], axis=-1)[..., 0]
+    before = np.take_along_axis(below, k[..., None], axis=-1)[..., 0] - inside
+    within = np.clip((level - before) / np.maximum(inside, 1e-12), 0, 1)
+    quantile: FloatArray = edge[k] + within * (edge[k + 1] - edge[k])
+    return quantile
+
+
+def _bucketed(value: FloatArray, buckets: int) -> tuple[NDArray[np.int64], Arrays]:
+    """Bucket of each cell (N, M), -1 where not observed; the K + 1 edges of the buckets, and the mean value in each."""
+    observed = value[np.isfinite(value)]
+    if not len(observed):
+        return np.full(value.shape, -1), {"edge": np.zeros(2), "centre": np.zeros(1)}
+    low, high = np.quantile(observed, [0.01, 0.99])
+    inner = np.linspace(low, high, buckets - 1) if high > low else np.zeros(0)
+    edge = np.array([observed.min(), *inner, observed.max()])
+    found = np.searchsorted(inner, observed)
+    count = np.bincount(found, minlength=len(inner) + 1)
+    total = np.bincount(found, weights=observed, minlength=len(inner) + 1)
+    bucket = np.full(value.shape, -1)
+    bucket[np.isfinite(value)] = found
+    return bucket, {
+        "edge": edge,
+        "centre": np.where(count > 0, total / np.maximum(count, 1), (edge[:-1] + edge[1:]) / 2),
+    }
+
+
+def _folds(x: FloatArray) -> NDArray[np.int64]:
+    """(N,) the fold of each query; queries that look the same share one."""
+    rows = np.ascontiguousarray(x).view(np.dtype((np.void, x.dtype.itemsize * x.shape[1])))[:, 0]
+    _, first, same = np.unique(rows, return_index=True, return_inverse=True)
+    folds: NDArray[np.int64] = np.argsort(np.argsort(first))[same] % FOLDS
+    return folds
+
+
+def _log_odds(quality: FloatArray, fold: NDArray[np.int64], prior: FloatArray) -> FloatArray:
+    """(F, M) of each model's mean quality outside of each fold, drawn towards the prior."""
+    means = []
+    for network in range(fold.max() + 1):
+        outside = quality[fold != network]
+        observed = np.isfinite(outside)
+        total = np.where(observed, outside, 0.0).sum(axis=0) + PRIOR_STRENGTH * prior
+        means.append(total / (observed.sum(axis=0) + PRIOR_STRENGTH))
+    mean = np.clip(means, 0.01, 0.99)
+    log_odds: FloatArray = np.log(mean / (1 - mean))
+    return log_odds
+
+
+def _described(pool: ModelPool) -> FloatArray:
+    """(M, 1 + DESCRIBED): what all models share, and hashed words of each one's name and description, of unit length."""
+    words = np.zeros((len(pool), DESCRIBED))
+    for j, model in enumerate(pool):
+        for word in sorted(words_of(model)):
+            code = crc32(word.encode())
+            words[j, code % DESCRIBED] += 1.0 if code & (1 << 31) else -1.0
+    words /= np.maximum(np.linalg.norm(words, axis=1, keepdims=True), 1.0)
+    return SHARED * np.hstack([np.ones((len(pool), 1)), words])

@@ -3,6 +3,7 @@
 import numpy as np
 
 from eccos_integrations import Model, ModelPool, OutcomeTable
+from eccos_integrations.outcomes import MEASURES
 
 SUBJECTS = ["sum of two numbers", "proof about primes", "capital of a country", "bug in a short program"]
 # What people and programs really send.
@@ -54,6 +55,37 @@ def priced(*models, usd=2.0):
 
 def without(table, *measures):
     """The table as if these measures had never been recorded."""
-    names = {"quality", "cost_usd", "input_tokens", "output_tokens", "latency_s"} - set(measures)
-    kept = {name: getattr(table, name) for name in names}
+    kept = {name: getattr(table, name) for name in MEASURES if name not in measures}
     return OutcomeTable(table.query_ids, table.queries, table.models, **kept)
+
+
+def points(seed, n, dimensions=8):
+    """Random unit vectors, and an encoder that finds them by the number in the text."""
+    vectors = np.random.default_rng(seed).normal(size=(n, dimensions))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors, lambda texts: vectors[[int(text) for text in texts]]
+
+
+def numbered(quality, cost_usd=None, start=0):
+    """Outcomes of queries that are numbers of equal length; one USD a call unless given."""
+    n, m = quality.shape
+    cost_usd = np.ones((n, m)) if cost_usd is None else cost_usd
+    texts = [f"{i:04}" for i in range(start, start + n)]
+    return OutcomeTable(
+        [f"q{text}" for text in texts], texts, [f"m{j}" for j in range(m)], quality=quality, cost_usd=cost_usd
+    )
+
+
+def with_gaps(table, model, n):
+    """The table with the outcomes of one model on its first n queries only."""
+    seen = np.ones(table.quality.shape)
+    seen[n:, table.models.index(model)] = np.nan
+    measures = {name: getattr(table, name) * seen for name in MEASURES}
+    return OutcomeTable(table.query_ids, table.queries, table.models, **measures)
+
+
+def twice(table):
+    """Every outcome of the table seen two times."""
+    measures = {name: np.tile(getattr(table, name), (2, 1)) for name in MEASURES}
+    ids = [*table.query_ids, *(f"{name} again" for name in table.query_ids)]
+    return OutcomeTable(ids, table.queries * 2, table.models, **measures)
