@@ -56,10 +56,10 @@ def aligned(unseen: Forecast, sample: Forecast, fitted: Forecast) -> Forecast:
 def calibrate(forecast: Forecast, table: OutcomeTable, best: str) -> Calibration:
     """Corrections of a predictor from its out-of-fold forecasts of a table.
 
-    First of each model: the mean error of its quality. Then of the chosen, because a routing picks whoever is
-    over-estimated: the cost of the queries each model gets, and the quality of all but the best single model, which is
-    lowered by what its choosers over-estimate. What they under-estimate is left alone: that errs on the safe side.
-    Corrections are drawn towards none where outcomes are few.
+    Of each model: the mean error of its quality. Of the chosen, because a routing picks whoever is mistaken in its
+    favour: the cost of the queries that each model gets. Their quality is not corrected, only reported: lowering all
+    but the best by what their choosers over-estimate made routing dearer on every table tried, for it is the same on
+    queries that are mistaken and on those that are not. Corrections are drawn towards none where outcomes are few.
 
     Args:
         forecast: (N, M) of queries the predictor had not seen.
@@ -71,10 +71,7 @@ def calibrate(forecast: Forecast, table: OutcomeTable, best: str) -> Calibration
     observed = np.isfinite(error)
     shift = np.where(observed, error, 0.0).sum(axis=0) / (observed.sum(axis=0) + STRENGTH)
     chosen = _chosen(forecast, table, table.models.index(best))
-    error = np.where(observed, error - shift, 0.0)
-    others = np.array(table.models) != best
     seen = chosen * observed
-    over = -float((seen * error)[:, others].sum() / (seen[:, others].sum() + STRENGTH))
     paid = np.isfinite(table.cost_usd)
     spent = (chosen * np.where(paid, table.cost_usd, 0.0)).sum(axis=0)
     expected = (chosen * np.where(paid, forecast.cost_usd, 0.0)).sum(axis=0)
@@ -82,10 +79,9 @@ def calibrate(forecast: Forecast, table: OutcomeTable, best: str) -> Calibration
     total = unchanged + expected
     factor = np.divide(unchanged + spent, total, out=np.ones(len(total)), where=total > 0)
     return Calibration(
-        quality_shift=dict(zip(table.models, (shift - np.where(others, max(over, 0.0), 0.0)).tolist(), strict=True)),
+        quality_shift=dict(zip(table.models, shift.tolist(), strict=True)),
         cost_factor=dict(zip(table.models, factor.tolist(), strict=True)),
-        chosen_quality_bias=-float((seen * np.where(observed, table.quality - forecast.quality, 0.0)).sum())
-        / max(float(seen.sum()), 1e-9),
+        chosen_quality_bias=-float((seen * np.where(observed, error, 0.0)).sum()) / max(float(seen.sum()), 1e-9),
         chosen_cost_bias=float(expected.sum() / spent.sum() - 1) if spent.sum() > 0 else 0.0,
     )
 

@@ -1,21 +1,23 @@
 """The networks of ECCOS-T: several side by side, each blind to one fold of the history. Trained with torch."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eccos_integrations.errors import MissingExtraError
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.predictors.history import QUALITY, SPEND, Arrays
 
 BATCH = 256
 LEARNING_RATE = 0.01
 START = 0.1  # standard deviation of the weights at the start
-# Half of it times the squares of both factors of a product is the nuclear norm of the product, whose cost is in outcomes:
-# directions in which fewer outcomes than this agree are not learnt at all.
-PENALTIES = (10.0, 5.0)  # capability, length
+# On the squares of both factors of a product, so on its nuclear norm: directions in which too few outcomes agree are
+# not learnt at all. Times the root of the number of queries, for so grows what random outcomes seem to agree on.
+PENALTIES = (0.25, 0.125)  # capability, length
 LENGTH_PENALTY = 3.0
 BIAS_PENALTY = 1.0
 LEAST_DISPERSION = 0.05
@@ -44,6 +46,28 @@ class Lesson:
     bias: FloatArray
     length_bias: FloatArray
     tilt: FloatArray
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Training on one thread: the matrices are small, and a second thread waits more than it works.
+
+    Raises:
+        MissingExtraError: There is no torch.
+    """
+    from threadpoolctl import threadpool_limits
+
+    try:
+        import torch
+    except ImportError:
+        raise MissingExtraError("torch", "neural") from None
+    threads = torch.get_num_threads()
+    with threadpool_limits(limits=1):  # after the import: it limits what is loaded
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def heads(x: Any, learnt: Any) -> tuple[Any, Any]:
@@ -89,7 +113,7 @@ def training(lesson: Lesson, *, width: int, steps: int, every: int, seed: int) -
     bucket = torch.tensor(lesson.bucket)
     certainty = 1 / _dispersion(lesson.quality)
     own = [torch.tensor(np.flatnonzero(lesson.fold != network)) for network in range(networks)]
-    penalties, share = torch.tensor(PENALTIES), 1 / len(lesson.x)
+    penalties, share = torch.tensor(PENALTIES) * len(lesson.x) ** 0.5, 1 / len(lesson.x)
 
     def learnt() -> dict[str, Any]:
         embedding = parameters["of_model"] + parameters["of_words"] @ words.T

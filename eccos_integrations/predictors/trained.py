@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eccos_integrations.encoders import EncoderLike
-from eccos_integrations.errors import ConfigError, MissingExtraError
+from eccos_integrations.errors import ConfigError
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors.base import Estimate, Predictor, composed, errors_of, forecast_of
 from eccos_integrations.predictors.history import PRIOR_STRENGTH, QUALITY, SPEND, Arrays, History
 from eccos_integrations.predictors.kinship import words_of
-from eccos_integrations.predictors.network import Lesson, heads, training
+from eccos_integrations.predictors.network import Lesson, heads, one_thread, training
 from eccos_integrations.predictors.routed import routed_cost
 
 FOLDS = 5  # networks, each blind to one part of the history
@@ -34,14 +34,15 @@ class TrainedPredictor(Predictor):
     """A capability head and an output-length head over projected queries and model embeddings.
 
     With q the projected query and e_j the embedding of model j (learnt, plus a linear map of the words of its name and
-    description), quality is sigmoid(q . e_j + b_j), and spend falls into log-spaced buckets, softmax(W (q + e_j) + u + (q . e_j) t)
-    with t the buckets' own values: its mean is the forecast, its quantiles the range. The heads project and embed apart. Both
-    products are penalised strongly; the last step is the one whose *routed* cost is least on held-out queries.
-    Several networks are trained, each without one fold of the history, and averaged; each fold is forecast by the one that
-    did not see it. More outcomes do not train the networks further: a model's mean moves at once, the networks with a refit.
+    description), quality is sigmoid(q . e_j + b_j). Spend falls into log-spaced buckets with the chances
+    softmax(W (q + e_j) + u + (q . e_j) t), t being what the buckets stand for: the mean is the forecast, the quantiles
+    its range. Each head has a projection and embeddings of its own, penalised strongly.
+    Several networks are trained side by side, each without one fold of the history, and averaged; a fold is forecast by
+    the one that did not see it. They stop where routing by these held-out forecasts costs least.
+    More outcomes move a model's mean at once, but the networks learn from them only by a refit.
 
-    Source: the predictor of OmniRouter, arXiv 2502.20576 v6, section 3. There: one fine-tuned BERT for queries and
-    descriptions, elementwise products, no third term in the length head. The penalty, the folds and the stopping are ours.
+    Source: the predictor of OmniRouter, arXiv 2502.20576 v6, section 3. There it is one fine-tuned BERT for queries and
+    descriptions, and the length head has no third term; the penalty, the folds and the stopping are ours.
 
     Args:
         encoder: See `eccos_integrations.encoders.make_encoder`.
@@ -66,12 +67,7 @@ class TrainedPredictor(Predictor):
         return {"width": self.width, "buckets": self.buckets, "steps": self.steps}
 
     def learn(self, history: History, pool: ModelPool, arrays: Arrays, seed: int) -> Arrays:
-        from threadpoolctl import threadpool_limits
-
-        try:
-            import torch  # noqa: F401  # here, for the limit below holds for what is loaded
-        except ImportError:
-            raise MissingExtraError("torch", "neural") from None
+        """Train the networks; they see queries, outcomes, and the names and descriptions of models."""
         bucket, scale = _bucketed(history.values[:, SPEND], self.buckets)
         fold = _folds(history.x)
         count = np.bincount(bucket[bucket >= 0], minlength=len(scale["centre"]))
@@ -88,7 +84,7 @@ class TrainedPredictor(Predictor):
         scale["trust"] = arrays["count"] / (arrays["count"] + TRUST)
         looks: list[Arrays] = []
         costs: list[float] = []
-        with threadpool_limits(limits=1):  # small matrices: a second thread waits more than it works
+        with one_thread():
             for step, learnt in training(lesson, width=self.width, steps=self.steps, every=EVERY, seed=seed):
                 looks.append(learnt | scale)
                 costs.append(self._routed_cost(history, pool, arrays | looks[-1]))
@@ -98,6 +94,7 @@ class TrainedPredictor(Predictor):
         return looks[chosen_look(costs)]
 
     def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
+        """The mean of the networks, as far as a model's outcomes let them be trusted."""
         values = np.empty((len(x), 2, arrays["bias"].shape[1]))
         spread = np.empty_like(values)
         for start in range(0, len(x), CHUNK):
@@ -106,6 +103,7 @@ class TrainedPredictor(Predictor):
         return _estimate(values, spread, arrays)
 
     def held_out(self, history: History, arrays: Arrays) -> Estimate:
+        """For each query what the network says that did not see it."""
         values, spread = np.empty(history.values.shape), np.empty(history.values.shape)
         fold = _folds(history.x)
         for network in range(len(arrays["bias"])):
@@ -143,17 +141,16 @@ def _estimate(values: FloatArray, spread: FloatArray, arrays: Arrays) -> Estimat
 
 
 def _said(x: FloatArray, arrays: Arrays, networks: slice = slice(None)) -> tuple[FloatArray, FloatArray]:
-    """What the networks say on average: (N, 2, M) values, and how far the 10 % and 90 % quantiles of spend are from its mean."""
+    """What the networks say on average: (N, 2, M) values, and how far p10 and p90 of spend are from its mean."""
     names = ("projection", "embedding", "bias", "length", "length_bias")
     right, long = heads(x, {name: arrays[name][networks] for name in names} | {"tilt": arrays["tilt"]})
     long = np.exp(long - long.max(axis=-1, keepdims=True))
     share = (long / long.sum(axis=-1, keepdims=True)).mean(axis=0)
     spend = share @ arrays["centre"]
+    quality = (1 / (1 + np.exp(-right))).mean(axis=0)
     below = np.cumsum(share, axis=-1)
     p10, p90 = (_quantile(below, share, level, arrays["edge"]) for level in (0.1, 0.9))
-    return np.stack([(1 / (1 + np.exp(-right))).mean(axis=0), spend], axis=1), np.stack(
-        [p10 - spend, p90 - spend], axis=1
-    )
+    return np.stack([quality, spend], axis=1), np.stack([p10 - spend, p90 - spend], axis=1)
 
 
 def _quantile(below: FloatArray, share: FloatArray, level: float, edge: FloatArray) -> FloatArray:
@@ -179,10 +176,8 @@ def _bucketed(value: FloatArray, buckets: int) -> tuple[NDArray[np.int64], Array
     total = np.bincount(found, weights=observed, minlength=len(inner) + 1)
     bucket = np.full(value.shape, -1)
     bucket[np.isfinite(value)] = found
-    return bucket, {
-        "edge": edge,
-        "centre": np.where(count > 0, total / np.maximum(count, 1), (edge[:-1] + edge[1:]) / 2),
-    }
+    centre = np.where(count > 0, total / np.maximum(count, 1), (edge[:-1] + edge[1:]) / 2)
+    return bucket, {"edge": edge, "centre": centre}
 
 
 def _folds(x: FloatArray) -> NDArray[np.int64]:
@@ -207,7 +202,7 @@ def _log_odds(quality: FloatArray, fold: NDArray[np.int64], prior: FloatArray) -
 
 
 def _described(pool: ModelPool) -> FloatArray:
-    """(M, 1 + DESCRIBED): what all models share, and hashed words of each one's name and description, of unit length."""
+    """(M, 1 + DESCRIBED): what all models share beside hashed words of each one's name and description."""
     words = np.zeros((len(pool), DESCRIBED))
     for j, model in enumerate(pool):
         for word in sorted(words_of(model)):
