@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from eccos_integrations import ConfigError, Forecast, Model, ModelPool, OutcomeTable
+from eccos_integrations.predictors.base import routed_cost_of
 from eccos_integrations.predictors.history import QUALITY, SPEND
 from eccos_integrations.predictors.network import Lesson, one_thread, training
 from eccos_integrations.predictors.prior import PriorPredictor
@@ -252,7 +253,7 @@ def test_training_stops_where_routing_by_held_out_forecasts_costs_least(caplog):
         predictor, history, pool, _ = seen(table)
     costs = [float(record.getMessage().split()[-1]) for record in caplog.records if "trained" in record.getMessage()]
     arrays = predictor.arrays()
-    kept = predictor._routed_cost(history, pool, arrays)
+    kept = routed_cost_of(predictor.held_out(history, arrays), history, pool, arrays)
     assert kept == pytest.approx(costs[chosen_look(costs)], abs=1e-3)
     assert kept < costs[0] - TIE  # better than to learn nothing
 

@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -44,15 +44,13 @@ class Estimate:
     Args:
         total: (N, 2, M) weighted sums of observed values.
         weight: (N, 2, M) sums of the weights: 0 where nothing was observed, near 1 where much was.
-        spend_p10: (N, M) what nine in ten calls spend more than, on the scale of `History.values`; None where a
-            predictor has no opinion of its own, and how held-out forecasts err says it.
-        spend_p90: (N, M) likewise less.
+        spend_range: Gives two (N, M): what nine in ten calls spend more than, and less than, on the scale of
+            `History.values`. None where a predictor has no opinion of its own: how held-out forecasts err says it then.
     """
 
     total: FloatArray
     weight: FloatArray
-    spend_p10: FloatArray | None = None
-    spend_p90: FloatArray | None = None
+    spend_range: Callable[[], tuple[FloatArray, FloatArray]] | None = None
 
 
 class Predictor(ABC):
@@ -246,15 +244,16 @@ def forecast_of(estimate: Estimate, input_tokens: FloatArray, pool: ModelPool, a
     values = composed(estimate, arrays)
     typical = arrays["typical_spend"]
 
-    def spend(value: FloatArray) -> FloatArray:
-        return typical * np.maximum(np.exp(value) - LEAST_SHARE, 0.0)
+    def spend(share: FloatArray) -> FloatArray:
+        return typical * np.maximum(share - LEAST_SHARE, 0.0)
 
     in_usd = arrays["spend_in_usd"]
-    expected = spend(values[:, SPEND] + np.log(arrays["smearing"]))
-    p10, p90 = (
-        values[:, SPEND] + np.log(arrays[name]) if own is None else own
-        for name, own in (("low", estimate.spend_p10), ("high", estimate.spend_p90))
-    )
+    share = np.exp(values[:, SPEND])
+    expected = spend(share * arrays["smearing"])
+    if estimate.spend_range is None:
+        p10, p90 = share * arrays["low"], share * arrays["high"]
+    else:
+        p10, p90 = (np.exp(own) for own in estimate.spend_range())
     output_tokens = np.where(in_usd, np.nan, expected)
     cost_usd = np.where(in_usd, expected, pool.cost_usd(input_tokens, output_tokens))
     unknown = (1 - np.clip(estimate.weight[:, QUALITY], 0, 1)) * BETWEEN_QUERIES

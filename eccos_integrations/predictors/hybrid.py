@@ -59,6 +59,7 @@ class HybridPredictor(Predictor):
         self._weights = [_shares("parts", quality), _shares("spend", dict(spend or quality))]
         names = [name for name in PARTS if any(name in weights for weights in self._weights)]
         self._parts = {name: PARTS[name](self.encoder) for name in names}
+        self._split: tuple[Arrays, dict[str, Arrays]] | None = None  # what was learnt, and the same by part
 
     @property
     def parts(self) -> dict[str, float]:
@@ -73,7 +74,7 @@ class HybridPredictor(Predictor):
         """Forecasts of the same queries by several blends of equal weights, each of some of the parts."""
         pool, arrays = self._fitted()
         x = self.see(queries, arrays)
-        estimates = {name: part.estimate(x, _of(name, arrays)) for name, part in self._parts.items()}
+        estimates = {name: part.estimate(x, self._of(name, arrays)) for name, part in self._parts.items()}
         tokens = tokens_of_input(queries, arrays)
         return [
             forecast_of(_blend(estimates, [dict.fromkeys(names, 1 / len(names))] * 2), tokens, pool, arrays)
@@ -91,15 +92,28 @@ class HybridPredictor(Predictor):
 
     def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
         """The blend of the parts' estimates."""
-        return self._blended(lambda name, part: part.estimate(x, _of(name, arrays)))
+        return self._blended(lambda name, part: part.estimate(x, self._of(name, arrays)))
 
     def held_out(self, history: History, arrays: Arrays) -> Estimate:
         """The blend of the parts' held-out estimates."""
-        return self._blended(lambda name, part: part.held_out(history, _of(name, arrays)))
+        return self._blended(lambda name, part: part.held_out(history, self._of(name, arrays)))
 
     def learn_more(self, x: FloatArray, values: FloatArray, arrays: Arrays) -> Arrays:
         """What changes in each part."""
-        return self._gathered(lambda name, part: part.learn_more(x, values, _of(name, arrays)))
+        return self._gathered(lambda name, part: part.learn_more(x, values, self._of(name, arrays)))
+
+    def _of(self, name: str, arrays: Arrays) -> Arrays:
+        """What one part learnt, beside what all share."""
+        known = self._split
+        if known is None or known[0] is not arrays:
+            shared = {key: array for key, array in arrays.items() if "." not in key}
+            parts = {part: dict(shared) for part in self._parts}
+            for key, array in arrays.items():
+                part, _, own = key.rpartition(".")
+                if part:
+                    parts[part][own] = array
+            known = self._split = (arrays, parts)
+        return known[1][name]
 
     def _gathered(self, learn: Callable[[str, Predictor], Arrays]) -> Arrays:
         return {f"{name}.{key}": a for name, part in self._parts.items() for key, a in learn(name, part).items()}
@@ -114,12 +128,6 @@ def _blend(estimates: Mapping[str, Estimate], weights: Sequence[Mapping[str, flo
     total = sum(share * one.total for share, one in zip(shares, estimates.values(), strict=True))
     weight = sum(share * one.weight for share, one in zip(shares, estimates.values(), strict=True))
     return Estimate(np.asarray(total), np.asarray(weight))
-
-
-def _of(name: str, arrays: Arrays) -> Arrays:
-    """What one part learnt, beside what all share."""
-    start = f"{name}."
-    return {key.removeprefix(start): array for key, array in arrays.items() if "." not in key or key.startswith(start)}
 
 
 def _shares(field: str, weights: dict[str, float]) -> dict[str, float]:

@@ -11,11 +11,10 @@ from eccos_integrations.encoders import EncoderLike
 from eccos_integrations.errors import ConfigError
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.pool import ModelPool
-from eccos_integrations.predictors.base import Estimate, Predictor, composed, errors_of, forecast_of
+from eccos_integrations.predictors.base import Estimate, Predictor, composed, routed_cost_of
 from eccos_integrations.predictors.history import PRIOR_STRENGTH, QUALITY, SPEND, Arrays, History
 from eccos_integrations.predictors.kinship import words_of
 from eccos_integrations.predictors.network import Lesson, heads, one_thread, training
-from eccos_integrations.predictors.routed import routed_cost
 
 FOLDS = 5  # networks, each blind to one part of the history
 EVERY = 20  # steps between looks at the held-out parts
@@ -87,7 +86,8 @@ class TrainedPredictor(Predictor):
         with one_thread():
             for step, learnt in training(lesson, width=self.width, steps=self.steps, every=EVERY, seed=seed):
                 looks.append(learnt | scale)
-                costs.append(self._routed_cost(history, pool, arrays | looks[-1]))
+                known = arrays | looks[-1]
+                costs.append(routed_cost_of(self.held_out(history, known), history, pool, known))
                 logger.info("trained: step %d of at most %d, held-out routed cost %.3f", step, self.steps, costs[-1])
                 if len(costs) - 1 - chosen_look(costs) >= PATIENCE:
                     break
@@ -96,34 +96,39 @@ class TrainedPredictor(Predictor):
     def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
         """The mean of the networks, as far as a model's outcomes let them be trusted."""
         values = np.empty((len(x), 2, arrays["bias"].shape[1]))
-        spread = np.empty_like(values)
         for start in range(0, len(x), CHUNK):
-            part = slice(start, start + CHUNK)
-            values[part], spread[part] = _said(x[part], arrays)
-        return _estimate(values, spread, arrays)
+            values[start : start + CHUNK], _ = _said(x[start : start + CHUNK], arrays)
+
+        def spend_range() -> tuple[FloatArray, FloatArray]:
+            spend = composed(estimate, arrays)[:, SPEND]  # the range moves along as the mean is shrunk
+            spread = np.empty((len(x), 2, values.shape[2]))
+            for start in range(0, len(x), CHUNK):
+                _, share = _said(x[start : start + CHUNK], arrays)
+                below = np.cumsum(share, axis=-1)
+                for side, level in enumerate((0.1, 0.9)):
+                    quantile = _quantile(below, share, level, arrays["edge"])
+                    spread[start : start + CHUNK, side] = quantile - share @ arrays["centre"]
+            return spend + spread[:, 0], spend + spread[:, 1]
+
+        weight = np.broadcast_to(arrays["trust"], values.shape)
+        estimate = Estimate(weight * values, weight, spend_range)
+        return estimate
 
     def held_out(self, history: History, arrays: Arrays) -> Estimate:
         """For each query what the network says that did not see it."""
-        values, spread = np.empty(history.values.shape), np.empty(history.values.shape)
+        values = np.empty(history.values.shape)
         fold = _folds(history.x)
         for network in range(len(arrays["bias"])):
             rows = np.flatnonzero(fold == network)
             for start in range(0, len(rows), CHUNK):
                 part = rows[start : start + CHUNK]
-                values[part], spread[part] = _said(history.x[part], arrays, slice(network, network + 1))
-        return _estimate(values, spread, arrays)
+                values[part], _ = _said(history.x[part], arrays, slice(network, network + 1))
+        weight = np.broadcast_to(arrays["trust"], values.shape)
+        return Estimate(weight * values, weight)
 
     def learn_more(self, x: FloatArray, values: FloatArray, arrays: Arrays) -> Arrays:
         """Nothing: the networks learn anew with a refit only."""
         return {}
-
-    def _routed_cost(self, history: History, pool: ModelPool, arrays: Arrays) -> float:
-        estimate = self.held_out(history, arrays)
-        arrays = arrays | errors_of(history.values, composed(estimate, arrays), arrays["count"])
-        forecast = forecast_of(estimate, history.input_tokens, pool, arrays)
-        total, count = arrays["total"][QUALITY], arrays["count"][QUALITY]
-        best = int(np.argmax(np.divide(total, count, out=np.full(len(count), -np.inf), where=count > 0)))
-        return routed_cost(forecast.quality, forecast.cost_usd, history.quality, history.cost_usd, best)
 
 
 def chosen_look(costs: list[float]) -> int:
@@ -133,24 +138,14 @@ def chosen_look(costs: list[float]) -> int:
     return int(np.flatnonzero(smooth <= smooth.min() + TIE)[-1])
 
 
-def _estimate(values: FloatArray, spread: FloatArray, arrays: Arrays) -> Estimate:
-    weight = np.broadcast_to(arrays["trust"], values.shape)
-    estimate = Estimate(weight * values, weight)
-    spend = composed(estimate, arrays)[:, SPEND]  # the range moves along as the mean is shrunk
-    return Estimate(estimate.total, weight, spend + spread[:, 0], spend + spread[:, 1])
-
-
 def _said(x: FloatArray, arrays: Arrays, networks: slice = slice(None)) -> tuple[FloatArray, FloatArray]:
-    """What the networks say on average: (N, 2, M) values, and how far p10 and p90 of spend are from its mean."""
+    """What the networks say on average: (N, 2, M) values, and the share of each bucket of spend (N, M, K)."""
     names = ("projection", "embedding", "bias", "length", "length_bias")
     right, long = heads(x, {name: arrays[name][networks] for name in names} | {"tilt": arrays["tilt"]})
     long = np.exp(long - long.max(axis=-1, keepdims=True))
     share = (long / long.sum(axis=-1, keepdims=True)).mean(axis=0)
-    spend = share @ arrays["centre"]
     quality = (1 / (1 + np.exp(-right))).mean(axis=0)
-    below = np.cumsum(share, axis=-1)
-    p10, p90 = (_quantile(below, share, level, arrays["edge"]) for level in (0.1, 0.9))
-    return np.stack([quality, spend], axis=1), np.stack([p10 - spend, p90 - spend], axis=1)
+    return np.stack([quality, share @ arrays["centre"]], axis=1), share
 
 
 def _quantile(below: FloatArray, share: FloatArray, level: float, edge: FloatArray) -> FloatArray:

@@ -112,8 +112,7 @@ def _flattened(trees: list[Any]) -> Arrays:
     return {
         "root": starts[:-1],
         "depth": np.array(max(tree.max_depth for tree in trees)),
-        "left": children[0],
-        "right": children[1],
+        "child": np.column_stack(children).ravel(),  # left and right of each node, one after the other
         "feature": np.maximum(np.concatenate([tree.feature for tree in trees]), 0),
         "threshold": np.concatenate([tree.threshold for tree in trees]),
     }
@@ -121,10 +120,10 @@ def _flattened(trees: list[Any]) -> Arrays:
 
 def _leaves(x: FloatArray, arrays: Arrays) -> NDArray[np.int64]:
     """Leaf of each query in each tree, (N, trees)."""
-    single = x.astype(np.float32)  # what scikit-learn compares
+    features = x.astype(np.float32).ravel()  # what scikit-learn compares
+    start = (np.arange(len(x)) * x.shape[1])[:, None]
     node = np.broadcast_to(arrays["root"], (len(x), len(arrays["root"])))
-    rows = np.arange(len(x))[:, None]
     for _ in range(int(arrays["depth"])):
-        goes_left = single[rows, arrays["feature"][node]] <= arrays["threshold"][node]
-        node = np.where(goes_left, arrays["left"][node], arrays["right"][node])
+        goes_right = features.take(start + arrays["feature"].take(node)) > arrays["threshold"].take(node)
+        node = arrays["child"].take(2 * node + goes_right)
     return node
