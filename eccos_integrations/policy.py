@@ -52,7 +52,7 @@ class Policy(Settings):
         if self.relative_to is not None and self.min_quality is None:
             raise ConfigError("relative_to needs min_quality, the fraction of the best model's quality to keep")
         if self.confidence is None:
-            if "bound" in self.model_fields_set:
+            if self.bound != "wsr":
                 raise ConfigError("bound needs confidence, such as 0.95")
             return
         if not isinstance(self.min_quality, float):

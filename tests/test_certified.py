@@ -192,7 +192,7 @@ def test_a_function_as_encoder_and_a_certificate_go_together(queries):
         ({"confidence": 0.95, "min_quality": {"a": 0.5}}, "one number"),
         ({"confidence": 1.5, "min_quality": 0.5}, "confidence"),
         ({"confidence": 0.95, "min_quality": 0.5, "max_mean_cost_usd": 1.0}, "budget"),
-        ({"bound": "wsr", "min_quality": 0.5}, "bound needs confidence"),
+        ({"bound": "clt", "min_quality": 0.5}, "bound needs confidence"),
         ({"confidence": 0.95, "min_quality": 0.5, "bound": "hope"}, "bound"),
     ],
 )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import routing
+from benchmarks.routing_parts import guarantee
 from benchmarks.routing_parts.baselines import (
     Clusters,
     LogCost,
@@ -23,11 +24,13 @@ from benchmarks.routing_parts.baselines import (
 from benchmarks.routing_parts.measures import difference, latency, log_loss, measure, summary
 from benchmarks.routing_parts.scale import synthetic
 from benchmarks.routing_parts.ways import BestSingle, Priced, Threshold, WinRate, policy_at, ways
-from eccos_integrations import ModelPool, load_sample
+from eccos_integrations import ModelPool, OutcomeTable, Policy, load_sample
 from eccos_integrations.encoders import LexicalEncoder
 from eccos_integrations.errors import ConfigError
 from eccos_integrations.evaluation.curve import TARGETS
+from eccos_integrations.guarantee import Evidence
 from eccos_integrations.history import best_single
+from eccos_integrations.learnt import Learnt
 from eccos_integrations.predictors import PREDICTORS
 
 ROOT = Path(__file__).parents[1]
@@ -199,6 +202,69 @@ def test_the_synthetic_table_is_distinct_texts_with_something_to_learn():
     assert (np.diff(table.cost_usd.mean(axis=0)) > 0).mean() > 0.5
 
 
+def certifiable(cheap_is_right, rows=1000):
+    """A cheap model that is right on a share of the rows and a best one always right; forecast alike on every row."""
+    right = (np.arange(rows) < cheap_is_right * rows).astype(float)
+    outcome = np.column_stack([right, np.ones(rows)])
+    cost = np.tile([0.1, 1.0], (rows, 1))
+    return Evidence(np.tile([0.96, 1.0], (rows, 1)), cost, outcome, cost)
+
+
+@pytest.fixture
+def learnt():
+    table = OutcomeTable(["a"], ["a"], ["cheap", "good"], quality=[[0, 1]], cost_usd=[[0.1, 1.0]])
+    return Learnt(ModelPool.from_outcomes(table), Policy(), "good", BestSingle("unused"), certifiable(0.96))
+
+
+@pytest.mark.parametrize("policy", guarantee.POLICIES[:3])
+def test_a_certificate_is_violated_where_the_unseen_fall_below_the_floor_and_only_there(learnt, policy):
+    calibration = certifiable(0.96)
+    assert guarantee.kept(learnt, policy, calibration, certifiable(0.90)) == {
+        "certified": True, "below": False, "cost_share": pytest.approx(0.1)}  # fmt: skip
+    assert guarantee.kept(learnt, policy, calibration, certifiable(0.89))["below"] is True
+
+
+def test_what_is_not_certified_costs_what_the_best_does_and_violates_nothing(learnt):
+    found = guarantee.kept(learnt, guarantee.POLICIES[0], certifiable(0.80, rows=5), certifiable(0.50))
+    assert found == {"certified": False, "below": False, "cost_share": 1.0}
+
+
+def test_every_floor_and_bound_is_counted_over_all_draws_of_all_fits(split, monkeypatch):
+    monkeypatch.setattr(guarantee, "DRAWS", 2)
+    rows = list(guarantee.certificates("sample", split[0], [0, 1]))
+    assert [(row["floor"], row["bound"]) for row in rows] == [
+        (floor, bound) for floor in (0.90, 0.95, 0.98) for bound in ("wsr", "clt", "crossfit")
+    ]
+    for row in rows:
+        assert row["splits"] == 4
+        for what in ("certified", "violated", "missed"):
+            assert row[what] in (0, 0.25, 0.5, 0.75, 1)
+            assert row[f"{what}_error"] == pytest.approx((row[what] * (1 - row[what]) / 4) ** 0.5)
+        assert row["violated"] <= row["certified"]
+        assert (row["cost_share"] < 1) == (row["certified"] > 0)
+
+
+def test_promises_name_the_worst_and_certificates_are_only_owed_at_the_lowest_floor():
+    row = {"table": "zeroeval", "violated": 0.01, "missed": 0.0, "certified": 0.9, "cost_share": 0.5}
+    rows = [row | {"floor": floor, "bound": "wsr"} for floor in (0.90, 0.95, 0.98)]
+    rows[2] |= {"violated": 0.06, "certified": 0.1}
+    assert list(guarantee.promises(rows)) == [
+        ("zeroeval", "guarantee violated, most by wsr at 0.98", 0.06, pytest.approx(0.05)),
+        ("zeroeval", "guarantee missed, most by wsr at 0.9", 0.0, 0.10),
+        ("zeroeval", "guarantee not certified, most by wsr at 0.9", pytest.approx(0.1), 0.20),
+        ("zeroeval", "certified cost at 0.95 by wsr", 0.5, 0.60),
+    ]
+    assert list(guarantee.promises([])) == []
+
+
+def test_the_guarantee_is_skipped_with_a_word_where_its_tables_are_absent(monkeypatch, tmp_path):
+    for name, given in {"DATA_DIR": tmp_path, "BENCH_TABLES": "guarantee", "BENCH_ENCODERS": "lexical"}.items():
+        monkeypatch.setenv(f"ECCOS_{name}", str(given))
+    found = routing.results()
+    assert found["skipped"] == dict.fromkeys(routing.CERTIFIED, "not in ECCOS_DATA_DIR")
+    assert found["guarantee"] == found["bars"] == list(routing.tables(found)) == []
+
+
 def test_a_bar_is_held_up_to_its_figure():
     assert routing.bar("t", "x", 0.4, 0.4)["holds"] is True
     assert routing.bar("t", "x", 0.41, 0.4)["holds"] is False
@@ -244,7 +310,11 @@ def test_the_tables_for_people_fit_their_width(split, monkeypatch):
     auto = table["ways"][-1] | {"way": "auto", "baseline": False}
     table["differences"] = [difference(auto, row) for row in table["ways"]]
     table["ways"].append(auto)
-    found = {"seeds": [0, 1], "skipped": {}, "tables": {"paretobandit": table}}
+    certified = {"table": "paretobandit", "floor": 0.9, "bound": "crossfit", "splits": 200, "cost_share": 1.0}
+    certified |= {
+        name: 1.0 for what in ("certified", "violated", "missed", "cost_share") for name in (what, f"{what}_error")
+    }
+    found = {"seeds": [0, 1], "skipped": {}, "tables": {"paretobandit": table}, "guarantee": [certified]}
     found["bars"] = list(routing.bars(found))
     console = Console(width=routing.WIDTH, record=True, file=open(os.devnull, "w"))  # noqa: PTH123, SIM115
     for shown in routing.tables(found):
@@ -252,4 +322,4 @@ def test_the_tables_for_people_fit_their_width(split, monkeypatch):
     printed = console.export_text()
     assert "…" not in printed
     assert "What must hold" in printed
-    assert {row["bar"][:4] for row in found["bars"]} == {"M ag", "bias"}
+    assert {row["bar"][:4] for row in found["bars"]} == {"M ag", "bias", "guar"}
