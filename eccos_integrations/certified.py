@@ -12,7 +12,7 @@ from eccos_integrations.guarantee import DriftTest, Evidence, Guarantee, certify
 from eccos_integrations.learnt import Learnt
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.policy import Policy
-from eccos_integrations.predictors import Predictor
+from eccos_integrations.predictors import Forecast, Predictor
 
 logger = logging.getLogger("eccos")
 
@@ -109,6 +109,29 @@ def preferred(quality: FloatArray, cost_usd: FloatArray, guarantee: Guarantee, b
         return np.full(len(quality), best)
     chosen: IntArray = np.argmin(cost_usd - guarantee.price * quality, axis=1)
     return chosen
+
+
+def holds(guarantee: Guarantee) -> bool:
+    """Whether the floor is kept: by the certificate, or because the best single model, its yardstick, is used."""
+    return not guarantee.voided and (guarantee.certified or guarantee.relative_to is not None)
+
+
+def certified_choice(forecast: Forecast, guarantee: Guarantee, learnt: Learnt) -> tuple[FloatArray, str]:
+    """Where a single query goes.
+
+    Args:
+        forecast: (1, M).
+        guarantee: Its price.
+        learnt: What it is about.
+
+    Returns:
+        (M,) by which to rank the models, least first, and the reason in words.
+    """
+    best = learnt.pool.names.index(learnt.best)
+    wanted = int(preferred(forecast.quality, forecast.cost_usd, guarantee, best)[0])
+    adjusted = forecast.cost_usd[0] - (guarantee.price if guarantee.certified else 0.0) * forecast.quality[0]
+    adjusted[wanted] = -np.inf
+    return adjusted, "routed at the certified price" if guarantee.certified else "not certified: the best single model"
 
 
 def place(

@@ -14,7 +14,7 @@ from eccos_integrations.learnt import Learnt
 from eccos_integrations.outcomes import FloatArray, OutcomeTable, column_means
 from eccos_integrations.plan import Feedback
 from eccos_integrations.pool import Model, ModelPool
-from eccos_integrations.predictors import Predictor
+from eccos_integrations.predictors import ForecastMaker, Predictor
 from eccos_integrations.recent import Recent
 
 KNOWN = 50  # outcomes after which a model is explored no more
@@ -27,6 +27,23 @@ def feedback_table(feedback: Feedback, recent: Recent) -> OutcomeTable | None:
         return None
     unknown = {"quality": np.full((1, 1), math.nan)}
     return OutcomeTable([feedback.decision_id], [recent.query], [recent.model], tasks=None, **{**unknown, **news})
+
+
+def taught(learnt: Learnt, news: OutcomeTable, frozen: ForecastMaker) -> Learnt:
+    """What is known, with the news.
+
+    Args:
+        learnt: What is known.
+        news: Outcomes.
+        frozen: A predictor that must stay as it is: if it is the one in use, a copy learns. One of your own cannot be
+            copied; it learns itself, if it has `update`.
+    """
+    predictor = learnt.predictor
+    if isinstance(predictor, Predictor) and predictor is frozen:
+        predictor = predictor.copy()
+    if isinstance(predictor, Predictor) or hasattr(predictor, "update"):
+        predictor.update(news)
+    return replace(learnt, predictor=predictor)
 
 
 def with_model(learnt: Learnt, model: Model, outcomes: OutcomeTable | None) -> Learnt:

@@ -82,15 +82,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, with None for NaN."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: plain(one) for name, one in value.items()}
-            if isinstance(value, list | tuple):
-                return [plain(one) for one in value]
-            return None if isinstance(value, float) and math.isnan(value) else value
-
-        cleaned: dict[str, Any] = plain(asdict(self))
+        cleaned: dict[str, Any] = without_nan(asdict(self))
         return cleaned
 
     def __str__(self) -> str:
@@ -116,3 +108,12 @@ def _score(trial: Trial) -> str:
     if trial.skipped:
         return f"skipped: {trial.skipped}"
     return f"{trial.score:.3f}{'  used' if trial.used else ''}"
+
+
+def without_nan(value: Any) -> Any:
+    """The value with None for every NaN in it: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

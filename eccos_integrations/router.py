@@ -11,19 +11,19 @@ import numpy as np
 
 from eccos_integrations.artifact import read_artifact, write_artifact
 from eccos_integrations.assignment import Prices, adjusted_cost, solve
-from eccos_integrations.certified import Certificates, place, preferred
+from eccos_integrations.certified import Certificates, certified_choice, holds, place
 from eccos_integrations.encoders import EncoderLike
 from eccos_integrations.errors import ConfigError, InfeasibleError
 from eccos_integrations.guarantee import DriftTest, Guarantee
 from eccos_integrations.learnt import Learnt, learn
-from eccos_integrations.online import Exploration, feedback_table, with_model, without_model
+from eccos_integrations.online import Exploration, feedback_table, taught, with_model, without_model
 from eccos_integrations.outcomes import OutcomeTable
 from eccos_integrations.packing import pack, unpack
 from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.planning import assignment_problem, too_long
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import Model, ModelPool
-from eccos_integrations.predictors import Forecast, ForecastMaker, Predictor
+from eccos_integrations.predictors import Forecast, ForecastMaker
 from eccos_integrations.predictors.selection import Trial
 from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met
 from eccos_integrations.recent import RecentDecisions
@@ -203,7 +203,7 @@ class Router:
             raise InfeasibleError(solution.message)
         if solution.status in ("infeasible", "time_limit"):
             logger.warning("plan of %d queries: %s", problem.n, solution.message)
-        met = floor_met(problem, solution) if guarantee is None else _holds(guarantee)
+        met = floor_met(problem, solution) if guarantee is None else holds(guarantee)
         adjusted = adjusted_cost(problem, solution.prices)
         reason = f"planned jointly, {problem.n} queries in one solve"
         decisions = [
@@ -226,11 +226,8 @@ class Router:
         learnt, guarantee = self._basis(policy)
         forecast = learnt.forecast([query])
         if guarantee is not None and learnt is self._certificates.fitted:
-            met, best = _holds(guarantee), learnt.pool.names.index(learnt.best)
-            wanted = int(preferred(forecast.quality, forecast.cost_usd, guarantee, best)[0])
-            adjusted = forecast.cost_usd[0] - (guarantee.price if guarantee.certified else 0.0) * forecast.quality[0]
-            adjusted[wanted] = -np.inf
-            reason = "routed at the certified price" if guarantee.certified else "not certified: the best single model"
+            adjusted, reason = certified_choice(forecast, guarantee, learnt)
+            met = holds(guarantee)
         else:
             prices, met = self._prices.of(policy, learnt)
             adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
@@ -281,7 +278,7 @@ class Router:
                 self._exploration.seen(recent.model)
                 self._certificates.watch(quality - recent.quality)
             recent.learnt |= feedback.measures
-            self._update(news)
+            self._learnt = taught(self._learnt, news, frozen=self._certificates.fitted.predictor)
 
     def add_model(self, model: Model, outcomes: OutcomeTable | None = None, *, explore: float = 0.02) -> None:
         """Route to one more model from now on; no other model's forecast changes. Certificates are void from here on.
@@ -356,17 +353,6 @@ class Router:
         policy.check_models(self.models)
         return policy
 
-    def _update(self, news: OutcomeTable) -> None:
-        """Teach the predictor; what certificates are about stays as it was."""
-        predictor = self.predictor
-        if isinstance(predictor, Predictor):
-            if predictor is self._certificates.fitted.predictor:
-                predictor = predictor.copy()
-                self._learnt = replace(self._learnt, predictor=predictor)
-            predictor.update(news)
-        elif hasattr(predictor, "update"):
-            predictor.update(news)
-
     def _basis(self, policy: Policy) -> tuple[Learnt, Guarantee | None]:
         """What to decide by: what certificates are about where the policy asks for one, else what is known by now."""
         now = self._learnt
@@ -374,8 +360,3 @@ class Router:
             return now, None
         guarantee = self._certificates.of(policy, now)
         return (self._certificates.fitted if self._certificates.fitted.pool is now.pool else now), guarantee
-
-
-def _holds(guarantee: Guarantee) -> bool:
-    """Whether the floor is kept: by the certificate, or because the best single model, its yardstick, is used."""
-    return not guarantee.voided and (guarantee.certified or guarantee.relative_to is not None)

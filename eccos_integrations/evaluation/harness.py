@@ -15,6 +15,7 @@ from eccos_integrations.outcomes import OutcomeTable
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors import Forecast, ForecastMaker
+from eccos_integrations.report import without_nan
 from eccos_integrations.router import Router
 
 FLOORS = (0.95, 0.97, 0.99, 1.0)
@@ -69,7 +70,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: NaN becomes None."""
-        cleaned: dict[str, Any] = _without_nan(asdict(self))
+        cleaned: dict[str, Any] = without_nan(asdict(self))
         return cleaned
 
 
@@ -171,11 +172,3 @@ def _assignment(router: Router, test: OutcomeTable, forecast: Forecast, policy: 
     """The plan's models as columns of the test table."""
     models = router.plan(test.queries, policy).models
     return np.array([-1 if name is None else forecast.models.index(name) for name in models])
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
