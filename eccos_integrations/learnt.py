@@ -82,9 +82,10 @@ def learn(
     table = whole = repriced(learnable(table, pool), pool)
     policy.check_models(pool.names)
     if calibration is not None:
-        _check_unseen(calibration, table)
+        _check_calibration(calibration, table)
     elif policy.confidence is not None and policy.bound != "crossfit":
         table, calibration = table.split(1 - KEPT_BACK, seed)
+        table = learnable(table, pool)
     best = best_single(table)
     trials: list[Trial] = []
     fitted: ForecastMaker
@@ -125,7 +126,13 @@ def _named(predictor: str, encoder: EncoderLike) -> Predictor:
     return PREDICTORS[predictor](make_encoder(encoder).unfitted())
 
 
-def _check_unseen(calibration: OutcomeTable, table: OutcomeTable) -> None:
+def _check_calibration(calibration: OutcomeTable, table: OutcomeTable) -> None:
+    if not isinstance(calibration, OutcomeTable):
+        raise ConfigError(f"calibration: got a {type(calibration).__name__}; give an OutcomeTable")
+    if not set(calibration.models) & set(table.models):
+        raise ConfigError(
+            f"calibration: none of its models {calibration.models} is in the table, which has {table.models}"
+        )
     seen = {words(query) for query in table.queries}
     if again := sum(words(query) in seen for query in calibration.queries):
         raise ConfigError(f"calibration: {again} of its {len(calibration)} queries are in the table too; "

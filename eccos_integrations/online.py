@@ -52,6 +52,8 @@ def with_model(learnt: Learnt, model: Model, outcomes: OutcomeTable | None) -> L
     Raises:
         ConfigError: See `Router.add_model`.
     """
+    if not isinstance(model, Model):
+        raise ConfigError(f"model: got a {type(model).__name__}; give Model(name=...)")
     predictor = _own(learnt)
     predictor.add(model, outcomes)
     pool = ModelPool([*learnt.pool, model])
@@ -115,13 +117,7 @@ class Exploration:
         self._turns = 0
 
     def start(self, name: str, share: float, outcomes: OutcomeTable | None) -> None:
-        """Explore a model from now on, unless enough is known of it.
-
-        Raises:
-            ConfigError: The share is not in 0..1.
-        """
-        if not 0 <= share <= 1:
-            raise ConfigError(f"explore: {share!r}; give a share of the queries from 0 to 1")
+        """Explore a model from now on, unless enough is known of it."""
         known = outcomes is not None and name in outcomes.models
         count = int(np.isfinite(outcomes.select([name]).quality).sum()) if known and outcomes is not None else 0
         if share and count < KNOWN:

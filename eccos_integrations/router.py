@@ -289,8 +289,11 @@ class Router:
             explore: Share of the queries that go to it whatever the prices say, until enough is known of it.
 
         Raises:
-            ConfigError: The model is there already, its cost cannot be known, or the predictor cannot add models.
+            ConfigError: The model is there already, its cost cannot be known, the predictor cannot add models, or the
+                share is not in 0..1. Nothing has changed then.
         """
+        if not 0 <= explore <= 1:
+            raise ConfigError(f"explore: {explore!r}; give a share of the queries from 0 to 1")
         with self._lock:
             self._learnt = with_model(self._learnt, model, outcomes)
             self._exploration.start(model.name, explore, outcomes)

@@ -158,8 +158,15 @@ def test_outcomes_to_certify_on_can_be_given(queries):
     router = Router.fit(outcomes(600), policy=SURE, predictor="ridge", calibration=outcomes(900, seed=3))
     assert router.plan(queries).guarantee.sample_size == 900
     seen = outcomes(600)
-    with pytest.raises(ConfigError, match="calibration: 5 of its 5"):
-        Router.fit(seen, policy=SURE, predictor="ridge", calibration=seen.take(range(5)))
+    nobody = OutcomeTable(["z"], ["z"], ["nobody"], quality=np.ones((1, 1)))
+    for wrong, words in ((seen.take(range(5)), "5 of its 5"), ("table", "got a str"), (nobody, "none of its models")):
+        with pytest.raises(ConfigError, match=f"calibration: {words}"):
+            Router.fit(seen, policy=SURE, predictor="ridge", calibration=wrong)
+
+
+def test_a_table_too_small_to_keep_a_part_back_is_refused_in_words():
+    with pytest.raises(ConfigError, match="1 distinct query"):
+        Router.fit(outcomes(2), policy=SURE)
 
 
 def test_an_absolute_floor_is_certified_too(queries):

@@ -103,6 +103,17 @@ def test_a_new_model_is_routed_to_at_once_and_changes_no_other_forecast(router):
         router.add_model(CHEAP)
 
 
+@pytest.mark.parametrize(
+    ("model", "explore", "words"),
+    [(CHEAP, 2, "explore: 2"), ("new", 0.1, "got a str"), (Model(name="new"), 0.1, "no price is known")],
+)
+def test_a_model_that_cannot_be_added_changes_nothing(router, model, explore, words):
+    before = router.models
+    with pytest.raises(ConfigError, match=words):
+        router.add_model(model, explore=explore)
+    assert router.models == before
+
+
 def test_a_bounded_share_of_single_queries_explores_a_new_model_until_it_is_known(router):
     dear = CHEAP.model_copy(update={"output_usd_per_million_tokens": 4e5})
     router.add_model(dear, explore=0.1)
