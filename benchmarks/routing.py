@@ -15,9 +15,10 @@ Differences are paired over seeds, with the standard error of their mean. Best s
 of the past; only the best baseline is chosen in hindsight, in its favour.
 
 Environment: `ECCOS_DATA_DIR`, the folder of the tables; one that is not there is skipped. To run less, lists with
-commas: `ECCOS_BENCH_SEEDS` (default 0,1,2,3,4), `ECCOS_BENCH_TABLES` (zeroeval, paretobandit, routellm_evals, sample,
-and scale, which measures time and memory on a synthetic table), `ECCOS_BENCH_ENCODERS` (lexical, static, minilm),
-`ECCOS_BENCH_WAYS` (names as in the tables).
+commas: `ECCOS_BENCH_SEEDS` (default 0,1,2,3,4), `ECCOS_BENCH_TABLES` (zeroeval, paretobandit, routellm_evals, sample;
+scale, which measures time and memory on a synthetic table; guarantee, which counts how often certificates on zeroeval
+and paretobandit keep their word), `ECCOS_BENCH_ENCODERS` (lexical, static, minilm), `ECCOS_BENCH_WAYS` (names as in the
+tables), `ECCOS_BENCH_FITS` (seeds of the fits that are certified, default 0 to 19).
 """
 
 import json
@@ -32,6 +33,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.routing_parts.guarantee import certificates, promises
 from benchmarks.routing_parts.measures import Figures, difference, measure, summary
 from benchmarks.routing_parts.scale import scale
 from benchmarks.routing_parts.ways import Way, ways
@@ -40,9 +42,11 @@ from eccos_integrations.encoders import Encoder, make_encoder
 from eccos_integrations.errors import ConfigError, EccosError, MissingExtraError
 from eccos_integrations.history import best_single
 
-TABLES = ("zeroeval", "paretobandit", "routellm_evals", "sample", "scale")
+TABLES = ("zeroeval", "paretobandit", "routellm_evals", "sample", "scale", "guarantee")
+CERTIFIED = ("zeroeval", "paretobandit")
 ENCODERS = ("lexical", "static", "minilm")
 SEEDS = ("0", "1", "2", "3", "4")
+FITS = tuple(str(seed) for seed in range(20))
 OURS = ("auto", "hybrid")
 # What must be beaten without being told the task, the best of them over all encoders.
 NOT_TOLD = ("k-NN 16", "k-NN 64", "logistic", "logistic + mean cost")
@@ -70,17 +74,18 @@ def results() -> dict[str, Any]:
     wanted = asked("TABLES", TABLES)
     encoders = available(asked("ENCODERS", ENCODERS), found["skipped"])
     for name in wanted:
-        if name == "scale":
-            continue
-        table = outcomes(name)
-        if table is None:
-            found["skipped"][name] = "not in ECCOS_DATA_DIR"
-            log.print(f"{name}: skipped, not in ECCOS_DATA_DIR")
-            continue
-        found["tables"][name] = on_table(name, table, encoders, found["seeds"])
+        if name not in ("scale", "guarantee") and (table := present(name, found["skipped"])):
+            found["tables"][name] = on_table(name, table, encoders, found["seeds"])
     if "scale" in wanted:
         log.print("scale: fitting and serving in processes of their own")
         found["scale"] = scale()
+    if "guarantee" in wanted:
+        fits = [int(seed) for seed in asked("FITS", FITS)]
+        found["guarantee"] = []
+        for name in CERTIFIED:
+            if table := present(name, found["skipped"]):
+                log.print(f"guarantee: certifying {len(fits)} fits of {name}")
+                found["guarantee"] += certificates(name, table, fits)
     found["bars"] = list(bars(found))
     return found
 
@@ -114,6 +119,15 @@ def available(names: Sequence[str], skipped: dict[str, str]) -> dict[str, Encode
     if not encoders:
         raise ConfigError(f"ECCOS_BENCH_ENCODERS: none of {list(names)} works here; 'lexical' always does")
     return encoders
+
+
+def present(name: str, skipped: dict[str, str]) -> OutcomeTable | None:
+    """A table; one that is not there goes into `skipped`."""
+    table = outcomes(name)
+    if table is None:
+        skipped[name] = "not in ECCOS_DATA_DIR"
+        log.print(f"{name}: skipped, not in ECCOS_DATA_DIR")
+    return table
 
 
 def outcomes(name: str) -> OutcomeTable | None:
@@ -209,6 +223,8 @@ def bars(found: dict[str, Any]) -> Iterator[Figures]:
             ("torch imported", "torch", 0),
         ):
             yield bar("scale", f"{what}, {row['models']} models", row[figure], most)
+    for promise in promises(found.get("guarantee", [])):
+        yield bar(*promise)
 
 
 def bar(table: str, what: str, reached: float | None, most: float) -> Figures:
@@ -238,6 +254,15 @@ def tables(found: dict[str, Any]) -> Iterator[Table]:
     for part, rows in found.get("scale", {}).items():
         columns = [(key.replace("_", " "), key, "") for key in rows[0]]
         yield grid(f"scale: {part}", columns, [row | {"way": "", "encoder": ""} for row in rows])
+    if found.get("guarantee"):
+        splits = found["guarantee"][0]["splits"]
+        yield grid(f"guarantee: shares of {splits} splits, and the certified cost as a share of the best single's", (
+            ("table", "table", ""), ("floor", "floor", ".2f"), ("bound", "bound", ""),
+            ("certified", "certified", ".1%"), ("+-", "certified_error", ".1%"),
+            ("violated", "violated", ".1%"), ("+-", "violated_error", ".1%"),
+            ("missed", "missed", ".1%"), ("+-", "missed_error", ".1%"),
+            ("cost", "cost_share", ".3f"), ("+-", "cost_share_error", ".3f"),
+        ), found["guarantee"])  # fmt: skip
     if found["bars"]:
         yield grid("What must hold", (
             ("table", "table", ""), ("bar", "bar", ""), ("reached", "reached", ".3g"), ("at most", "at_most", ".3g"),
