@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from eccos_integrations import Model, ModelPool, OutcomeTable
 from eccos_integrations.predictors import PREDICTORS, PriorPredictor
 from eccos_integrations.predictors.history import PRIOR_STRENGTH, mean_of_kin
-from eccos_integrations.predictors.kinship import kinship
+from eccos_integrations.predictors.kinship import ENOUGH, kinship
 from tests.contracts.predictors import NEW
 from tests.contracts.tables import embed, make_table, numbered, priced, with_gaps
 
@@ -98,7 +98,10 @@ def test_the_mean_of_kin_is_that_of_who_was_observed_by_their_shares():
     total = np.array([[3.0, 8.0, 0.0, 5.0], [1.0, 0.0, 0.0, 0.0]])
     count = np.array([[10.0, 10.0, 0.0, 10.0], [1.0, 0.0, 0.0, 0.0]])
     means = mean_of_kin(kin, total, count)
-    np.testing.assert_allclose(means[0], [0.8, 0.3, 0.2 * 0.3 + 0.8 * 0.8, (0.3 + 0.8 + 0.5) / 3])
+    third = 1 / 3  # of three that were seen as often, each is a third of its own kin
+    of_others = np.array([0.8, 0.3, 0.2 * 0.3 + 0.8 * 0.8, (0.3 + 0.8 + 0.5) / 3])
+    own, share = np.array([0.3, 0.8, 0.0, 0.5]), np.array([third, third, 0, third])
+    np.testing.assert_allclose(means[0], share * own + (1 - share) * of_others)
     np.testing.assert_allclose(means[1], 1.0)
 
 
@@ -109,8 +112,18 @@ def test_the_prior_is_the_mean_drawn_to_the_kin_where_outcomes_are_few():
     forecast = PriorPredictor(embed).fit(table, pool).forecast(["0000"])
     means, counts = np.nanmean(quality, axis=0), np.isfinite(quality).sum(axis=0)
     kin = kinship(pool, np.ones(3), np.array([True] * 3), counts.astype(float))
-    expected = (means * counts + PRIOR_STRENGTH * kin @ means) / (counts + PRIOR_STRENGTH)
+    own = counts / (counts + ENOUGH)
+    own = own / own.sum()
+    expected = (means * counts + PRIOR_STRENGTH * (own * means + (1 - own) * (kin @ means))) / (counts + PRIOR_STRENGTH)
     np.testing.assert_allclose(forecast.quality[0], expected)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10])
+def test_models_seen_as_often_keep_the_order_of_what_they_did(n):
+    table = numbered(np.tile([0.9, 0.2], (n, 1)), np.tile([0.01, 0.001], (n, 1)))
+    forecast = PriorPredictor(embed).fit(table, ModelPool.from_outcomes(table)).forecast(["0000"])
+    assert forecast.quality[0, 0] > forecast.quality[0, 1]
+    assert forecast.cost_usd[0, 0] > forecast.cost_usd[0, 1]
 
 
 STEPS = [0, 1, 2, 3, 5, 8, 10, 11, 20, 21, 50, 51, 100, 101, 150, 200]

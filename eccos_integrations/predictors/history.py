@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from eccos_integrations.errors import ConfigError
 from eccos_integrations.outcomes import MEASURES, FloatArray, OutcomeTable, column_means
 from eccos_integrations.pool import ModelPool
-from eccos_integrations.predictors.kinship import kinship
+from eccos_integrations.predictors.kinship import ENOUGH, kinship
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -134,11 +134,18 @@ def mean_of_kin(kin: FloatArray, total: FloatArray, count: FloatArray) -> FloatA
 
 
 def _mean_of_kin(kin: FloatArray, means: FloatArray, seen: FloatArray) -> FloatArray:
-    """(M,) weighted means of those that were seen; their plain mean where none of them is kin."""
+    """(M,) weighted means of those that were seen; their plain mean where none of them is kin.
+
+    Each counts among its kin as far as it was seen itself: drawn to the others alone, two models of which little is
+    known would change places.
+    """
     weight = kin * (seen > 0)
     total = weight.sum(axis=1)
     overall = means[seen > 0].mean() if (seen > 0).any() else 0.0
-    mean: FloatArray = np.divide(weight @ means, total, out=np.full(len(total), overall), where=total > 0)
+    of_others = np.divide(weight @ means, total, out=np.full(len(total), overall), where=total > 0)
+    trust = seen / (seen + ENOUGH)
+    own = trust / max(float(trust.sum()), 1e-12)
+    mean: FloatArray = own * means + (1 - own) * of_others
     return mean
 
 
