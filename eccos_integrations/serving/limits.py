@@ -1,0 +1,308 @@
+"""What a pool can carry while calls run: reserve before a call, reconcile after it, each in one atomic step."""
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from pydantic import Field, PositiveFloat
+
+from eccos_integrations.errors import ConfigError, EccosError
+from eccos_integrations.outcomes import FloatArray
+from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.serving.counters import NANO, Kind, Limit, Limits
+from eccos_integrations.settings import Settings
+
+MINUTE_S = 60.0
+# What the provider's time and ours may be apart: a request is on its way, a clock was set by less than is noticed.
+LAG_S = 1.0
+
+
+class StoreError(EccosError, ConnectionError):
+    """The store of a ledger cannot be reached or cannot be used. Nothing was reserved."""
+
+
+class Budget(Settings):
+    """The most a policy may spend in any window of time.
+
+    Args:
+        name: The policy's name.
+        usd: Most USD in any `window_s` seconds.
+        window_s: Length of the window.
+
+    Raises:
+        ConfigError: A field is unknown or out of range.
+
+    Example:
+        >>> Budget(name="team", usd=5, window_s=3600).usd
+        5.0
+    """
+
+    name: str = Field(min_length=1)
+    usd: PositiveFloat
+    window_s: PositiveFloat
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A reservation: the right to make one call, for `lease_s` seconds from now or from its last renewal.
+
+    Attributes:
+        id: Its own.
+        model: The model to call.
+        tokens: Most tokens the call may use, input and output.
+        cost_usd: What it is expected to cost.
+        lease_s: Renew it before this time is over, or its slot goes to another.
+    """
+
+    id: str
+    model: str
+    tokens: int
+    cost_usd: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """No reservation.
+
+    Attributes:
+        model: The model asked for.
+        limit: What is full: `"max_concurrency"`, `"requests_per_minute"`, `"tokens_per_minute"`, `"budget NAME"`, or
+            `"store"`: the store has lost its records, and what went out before is not known until this time is over.
+        retry_s: When to try again. Exact where it waits for a window to move on; a guess where it waits for other
+            calls to end; infinite where the limit is smaller than this one call.
+    """
+
+    model: str
+    limit: str
+    retry_s: float
+
+
+@dataclass(frozen=True)
+class Free:
+    """What the limits leave at this moment, infinite where there is none: capacities for an assignment problem.
+
+    Attributes:
+        models: Names, in the order of the pool.
+        concurrency: (M,) calls.
+        requests: (M,) requests.
+        tokens: (M,) tokens.
+        budgets_usd: USD left, by budget.
+        overrun_tokens: (M,) tokens that calls used above their reservation, ever; later reservations wait for them.
+        overrun_usd: USD likewise, by budget.
+    """
+
+    models: list[str]
+    concurrency: FloatArray
+    requests: FloatArray
+    tokens: FloatArray
+    budgets_usd: dict[str, float]
+    overrun_tokens: FloatArray
+    overrun_usd: dict[str, float]
+
+    @classmethod
+    def of(cls, limits: Limits, state: Mapping[str, tuple[int, int]]) -> "Free":
+        """From what is used and what was overrun of each limit, by key."""
+        left: dict[Kind, list[float]] = {kind: [math.inf] * len(limits.models) for kind in get_args(Kind)}
+        overrun_tokens = np.zeros(len(limits.models))
+        for j, own in enumerate(limits.models.values()):
+            for limit in own:
+                used, overrun = state[limit.key]
+                left[limit.kind][j] = max(0, limit.most - used)
+                overrun_tokens[j] += overrun
+        budgets = limits.budgets.items()
+        return cls(
+            list(limits.models),
+            np.array(left["calls"], dtype=np.float64),
+            np.array(left["requests"], dtype=np.float64),
+            np.array(left["tokens"], dtype=np.float64),
+            {b: max(0, limit.most - state[limit.key][0]) / NANO for b, limit in budgets},
+            overrun_tokens,
+            {b: state[limit.key][1] / NANO for b, limit in budgets},
+        )
+
+    def __add__(self, other: "Free") -> "Free":
+        """What two ledgers of the same models leave together."""
+        return Free(
+            self.models,
+            self.concurrency + other.concurrency,
+            self.requests + other.requests,
+            self.tokens + other.tokens,
+            {name: usd + other.budgets_usd[name] for name, usd in self.budgets_usd.items()},
+            self.overrun_tokens + other.overrun_tokens,
+            {name: usd + other.overrun_usd[name] for name, usd in self.overrun_usd.items()},
+        )
+
+
+class Ledger(ABC):
+    """Who may call which model now. Safe to share between threads and event loops.
+
+    In any 60 seconds a provider sees no more requests and tokens than its model's limits, and at no time more calls,
+    however late it counts within a call: tokens and money count from the reservation until a window after the call has
+    ended, a request from its reservation, which it may follow by `LAG_S`.
+
+    After a call, `reconcile` says what it really used (nothing, where a provider refused it). Where that is not known
+    (cancelled, timed out) `release` gives back the slot alone: all that was reserved may have been used.
+    `release(sent=False)` gives back everything. A lease that is neither renewed nor ended expires like a release.
+    Ending a lease twice, or after it expired, changes nothing.
+    """
+
+    def __init__(self, limits: Limits, lease_s: float) -> None:
+        self.limits = limits
+        self.lease_s = lease_s
+
+    @abstractmethod
+    def try_reserve(
+        self, model: str, tokens: int, cost_usd: float, budgets: Collection[str] | None = None
+    ) -> Lease | Refused:
+        """Reserve one call, or nothing at all.
+
+        Args:
+            model: The model to call.
+            tokens: Input tokens and the cap on output tokens together.
+            cost_usd: What the call is expected to cost.
+            budgets: Names of the budgets that pay; None: every one of the ledger.
+
+        Raises:
+            ConfigError: The model or a budget is unknown, or an amount is not a finite number of at least 0.
+            StoreError: The store is away, under `on_store_failure="reject"`.
+        """
+
+    @abstractmethod
+    def reconcile(self, lease: Lease, tokens: int, cost_usd: float) -> bool:
+        """End a lease with what the call really used.
+
+        Returns:
+            Whether it was booked. Not where the lease has ended before, nor where the store is away: there it expires.
+        """
+
+    @abstractmethod
+    def release(self, lease: Lease, *, sent: bool = True) -> bool:
+        """End a lease whose usage is not known. `sent=False`: the provider never saw the request. As `reconcile`."""
+
+    @abstractmethod
+    def renew(self, lease: Lease) -> bool:
+        """Let a lease last `lease_s` from now. False: it has ended, or the store is away."""
+
+    @abstractmethod
+    def free(self) -> Free:
+        """What is free now. Raises StoreError as `try_reserve` does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+
+    async def atry_reserve(
+        self, model: str, tokens: int, cost_usd: float, budgets: Collection[str] | None = None
+    ) -> Lease | Refused:
+        """As `try_reserve`. Cancelled, it reserves nothing."""
+        return self.try_reserve(model, tokens, cost_usd, budgets)
+
+    async def areconcile(self, lease: Lease, tokens: int, cost_usd: float) -> bool:
+        """As `reconcile`."""
+        return self.reconcile(lease, tokens, cost_usd)
+
+    async def arelease(self, lease: Lease, *, sent: bool = True) -> bool:
+        """As `release`."""
+        return self.release(lease, sent=sent)
+
+    async def arenew(self, lease: Lease) -> bool:
+        """As `renew`."""
+        return self.renew(lease)
+
+    async def afree(self) -> Free:
+        """As `free`."""
+        return self.free()
+
+    async def aclose(self) -> None:
+        """As `close`, for the connections of this event loop."""
+        self.close()
+
+
+def open_ledger(
+    uri: str,
+    pool: ModelPool,
+    budgets: Sequence[Budget] = (),
+    *,
+    lease_s: float = 60.0,
+    on_store_failure: Literal["reject", "local"] = "reject",
+    local_share: float = 0.2,
+    processes: int | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Ledger:
+    """Open the ledger of a pool.
+
+    Args:
+        uri: `memory://` for the threads and event loops of one process, `redis://` or `rediss://` for many.
+        pool: Its models' max_concurrency, requests_per_minute and tokens_per_minute are the limits.
+        budgets: Rolling budgets.
+        lease_s: A lease that is not renewed for this long expires.
+        on_store_failure: While Redis is away, `"reject"` raises StoreError; `"local"` lives on `local_share`.
+        local_share: Part of every limit that is never in Redis: it is divided among the processes, each has its portion
+            in memory and uses it when Redis has nothing to give. So the limits hold, whoever can reach Redis or not.
+        processes: The most processes that open this ledger within a minute: one that starts anew has a portion anew.
+            `"local"` needs it.
+        clock: Seconds that only move forward.
+
+    Raises:
+        ConfigError: An argument cannot be used as given.
+        MissingExtraError: redis is not installed.
+
+    Example:
+        >>> ledger = open_ledger("memory://", ModelPool([Model(name="small", max_concurrency=1)]))
+        >>> lease = ledger.try_reserve("small", tokens=500, cost_usd=0.001)
+        >>> ledger.try_reserve("small", tokens=500, cost_usd=0.001).limit
+        'max_concurrency'
+        >>> ledger.reconcile(lease, tokens=212, cost_usd=0.0004)
+        True
+    """
+    from eccos_integrations.serving.memory import MemoryLedger
+
+    if not 0 < lease_s < math.inf:
+        raise ConfigError(f"lease_s={lease_s}: give a finite number of seconds above 0")
+    if on_store_failure not in {"reject", "local"}:
+        raise ConfigError(f"on_store_failure={on_store_failure!r}: give 'reject' or 'local'")
+    limits = _limits(pool, budgets)
+    scheme = uri.partition("://")[0] if "://" in uri else ""
+    if scheme == "memory":
+        return MemoryLedger(limits, lease_s, clock)
+    if scheme not in {"redis", "rediss"}:  # the rest of it may be a key
+        raise ConfigError(f"uri: its scheme is {scheme[:20]!r}; give memory://, redis://host:port/db or rediss://...")
+    from eccos_integrations.serving.redis import RedisLedger
+
+    if on_store_failure == "reject":
+        return RedisLedger(uri, limits.fingerprint, limits, lease_s, clock)
+    if not isinstance(processes, int) or processes < 1:
+        raise ConfigError(f"processes={processes}: on_store_failure='local' needs the number of processes, at least 1")
+    if not 0 < local_share < 1:
+        raise ConfigError(f"local_share={local_share}: give a part of the limits above 0 and below 1")
+    local = MemoryLedger(limits.scaled(lambda most: int(most * local_share / processes)), lease_s, clock)
+    shared = limits.scaled(lambda most: most - processes * int(most * local_share / processes))
+    return RedisLedger(uri, limits.fingerprint, shared, lease_s, clock, local)
+
+
+def _limits(pool: ModelPool, budgets: Sequence[Budget]) -> Limits:
+    paid = {budget.name: _budget_limit(budget) for budget in budgets}
+    if len(paid) < len(budgets):
+        raise ConfigError(f"budgets: a name stands twice in {[b.name for b in budgets]}; give each its own")
+    return Limits({model.name: tuple(_model_limits(model, j)) for j, model in enumerate(pool)}, paid)
+
+
+def _model_limits(model: Model, j: int) -> list[Limit]:
+    limits = []
+    if model.max_concurrency is not None:
+        limits.append(Limit(f"calls:{j}", "max_concurrency", "calls", model.max_concurrency))
+    if (most := model.requests_per_minute) is not None:
+        limits.append(Limit.rolling(f"requests:{j}", "requests_per_minute", "requests", most, MINUTE_S, LAG_S))
+    if (most := model.tokens_per_minute) is not None:
+        limits.append(Limit.rolling(f"tokens:{j}", "tokens_per_minute", "tokens", most, MINUTE_S, LAG_S))
+    return limits
+
+
+def _budget_limit(budget: Budget) -> Limit:
+    key = f"budget:{budget.window_s}:{budget.name}"  # another window has other sub-counters
+    return Limit.rolling(key, f"budget {budget.name}", "usd", round(budget.usd * NANO), budget.window_s)

@@ -1,0 +1,307 @@
+"""The thread that decides: who waits, what is free, who may call now; and that keeps the books of the calls."""
+
+import asyncio
+import copy
+import logging
+import math
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from contextlib import suppress
+
+import numpy as np
+
+from eccos_integrations.errors import ConfigError, EccosError
+from eccos_integrations.outcomes import FloatArray
+from eccos_integrations.router import Router
+from eccos_integrations.serving.greedy import place
+from eccos_integrations.serving.health import Health
+from eccos_integrations.serving.limits import Lease, Ledger, Refused
+from eccos_integrations.serving.window import Arrivals, BackpressureError, Request, Ticket, Usage, Worth
+from eccos_integrations.serving.worth import FIRST, appraise, remember
+
+logger = logging.getLogger("eccos")
+
+POLL_S = 0.05  # how often those who wait are looked at where nothing is heard: other processes give back in silence
+AT_ONCE = 256  # placed together; while there is room, the next
+IDLE_S = 2.0  # without work, and the thread ends
+
+
+class Rounds:
+    """Decides whoever waits, a window at a time, in one thread of its own while there is work. See `Dispatcher`."""
+
+    def __init__(
+        self,
+        router: Router,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        *,
+        window_s: float,
+        max_waiting: int,
+        strict: bool,
+        seed: int,
+    ) -> None:
+        self.health = Health(router.models, clock, seed)
+        self._router, self._ledger, self._clock = router, ledger, clock
+        self._max_waiting, self._strict = max_waiting, strict
+        self._arrivals: Arrivals[Request] = Arrivals(window_s)
+        self._waiting: list[Request] = []
+        self._models: list[str] = []  # of this round
+        self._leases: dict[str, Lease] = {}
+        self._answered: list[asyncio.Future[None]] = []
+        self._ended: deque[Callable[[], object]] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._retry_s = POLL_S
+        self._renew_at = clock() + ledger.lease_s / 3
+
+    @property
+    def waiting(self) -> int:
+        """Callers without a model yet."""
+        return len(self._arrivals) + len(self._waiting)
+
+    def join(self, request: Request) -> None:
+        """Wait for the next window. A request waits once: another attempt is another request.
+
+        Raises:
+            BackpressureError: Too many wait; never for one that has been called for already.
+            ConfigError: It is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ConfigError("dispatcher: it is closed; make another")
+            if not request.attempts and self.waiting >= self._max_waiting:
+                raise BackpressureError(f"max_waiting: {self.waiting} queries wait already", self._retry_s)
+            self._arrivals.put(request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="eccos-dispatcher", daemon=True)
+                self._thread.start()
+
+    def end(self, ticket: Ticket, usage: Usage | None = None, *, sent: bool = True) -> None:
+        """A call has ended; what it used goes to the ledger in the thread."""
+        lease, ledger = ticket.lease, self._ledger
+
+        def settle() -> None:
+            if usage is None:
+                ledger.release(lease, sent=sent)
+            else:
+                usd = usage.usd(ticket.entry)
+                tokens = usage.input_tokens + usage.output_tokens
+                ledger.reconcile(lease, tokens, lease.cost_usd if usd is None else usd)
+
+        with self._lock:
+            self._leases.pop(lease.id, None)
+            if self._thread is not None:
+                self._ended.append(settle)
+                self._arrivals.poke()
+                return
+        _guarded(settle)
+
+    def close(self) -> None:
+        """Turn away who waits."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        self._arrivals.poke()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        pause_s, idle = 0.0, False
+        while True:
+            came = self._arrivals.take(pause_s)
+            self._waiting += came
+            busy = bool(came or self._ended or self._leases)
+            while self._ended:
+                _guarded(self._ended.popleft())
+            self._renew()
+            try:
+                if self._closed:
+                    raise ConfigError("dispatcher: it is closed; make another")  # noqa: TRY301
+                pause_s = self._round()
+            except Exception as error:
+                if not isinstance(error, EccosError):
+                    logger.exception("a window could not be decided")
+                waiting, self._waiting = self._waiting, []
+                for request in waiting:
+                    self._refuse(request, error)
+                pause_s = POLL_S
+            self._wake()
+            with self._lock:
+                queued = self._waiting or self._ended or len(self._arrivals)
+                if not queued and (self._closed or (idle and not busy)):
+                    self._thread = None
+                    return
+            idle = not busy
+
+    def _renew(self) -> None:
+        if self._clock() >= self._renew_at:
+            for lease in list(self._leases.values()):
+                _guarded(lambda lease=lease: self._ledger.renew(lease))  # type: ignore[misc]
+            self._renew_at = self._clock() + self._ledger.lease_s / 3
+
+    def _round(self) -> float:
+        """Decide who waits, as far as there is room; returns after how many seconds to look again."""
+        now, self._models = self._clock(), self._router.models
+        self._appraise()
+        waiting = []
+        for request in self._waiting:
+            if request.future.done():
+                continue
+            if now >= request.expires_s:
+                self._refuse(request, BackpressureError("deadline_s: no model had room in time", self._retry_s))
+            else:
+                waiting.append(request)
+        self._waiting = waiting
+        if not waiting:
+            return min(IDLE_S, self._ledger.lease_s / 3)
+        self._retry_s = POLL_S
+        for start in range(0, len(waiting), AT_ONCE):
+            if not self._place(waiting[start : start + AT_ONCE], now):
+                break
+        self._waiting = [request for request in waiting if not request.future.done()]
+        if not self._waiting:
+            return 0.0
+        soonest = min(min(request.expires_s for request in self._waiting) - now, POLL_S, self._retry_s)
+        return max(soonest, 0.001)
+
+    def _appraise(self) -> None:
+        """Look at those who are new, or whose models have changed."""
+        new = [r for r in self._waiting if r.worth is None or r.worth.forecast.models != self._models]
+        if not new:
+            return
+        try:
+            found = self._worth(new)
+        except Exception:  # noqa: BLE001
+            found = []  # one of them spoils it: each alone
+            for request in new:
+                try:
+                    found += self._worth([request])
+                except Exception as error:  # noqa: BLE001
+                    found.append(error)
+        for request, worth in zip(new, found, strict=True):
+            if isinstance(worth, Exception):
+                self._refuse(request, worth)
+            else:
+                request.worth = worth
+
+    def _worth(self, requests: list[Request]) -> list[Worth | Exception]:
+        return [*appraise(requests, self._router, self._ledger.limits, strict=self._strict)]
+
+    def _place(self, waiting: list[Request], now: float) -> bool:
+        """Hand tickets to whom the ledger lets; says whether there is room left."""
+        models, room = self._models, False
+        cost = np.array([self._cost(request, now) for request in waiting])
+        tokens = np.array([request.worth.tokens for request in waiting if request.worth is not None])
+        left = np.ones(len(waiting), dtype=bool)
+        for _ in range(len(models) + 1):
+            free = self._ledger.free()
+            at = np.array([free.models.index(name) if name in free.models else -1 for name in models])
+            healthy = np.array([self.health.room(name) for name in models])
+            slots = np.where(at < 0, 0.0, np.minimum(np.minimum(free.concurrency, free.requests)[at], healthy))
+            rows = np.flatnonzero(left)
+            chosen = place(cost[rows], tokens[rows], slots, free.tokens[at])
+            refused = False
+            for k, j in zip(rows[chosen >= 0], chosen[chosen >= 0], strict=True):
+                if self._reserve(waiting[k], int(j), now):
+                    left[k] = False
+                else:
+                    cost[k, j] = np.inf
+                    refused = True
+            if not refused:
+                room = bool((slots - np.bincount(chosen[chosen >= 0], minlength=len(models)) >= 1).any())
+                break
+        if left.any():
+            first = int(left.argmax())
+            self._ask_when(waiting[first], cost[first], now)
+        return room
+
+    def _ask_when(self, request: Request, cost: FloatArray, now: float) -> None:
+        """Learn from who waits longest when to look again; the ledger may let it pass at once."""
+        ready = [int(j) for j in np.flatnonzero(np.isfinite(cost)) if self.health.room(self._models[j]) > 0]
+        if ready:
+            self._reserve(request, min(ready, key=lambda j: float(cost[j])), now)
+            return
+        assert request.worth is not None
+        rests = [
+            max(self.health.rest_s(name), request.tried.get(name, now) - now)
+            for name, usd in zip(self._models, request.worth.adjusted, strict=True)
+            if usd < np.inf and name not in request.barred
+        ]
+        self._retry_s = max(POLL_S, min(rests, default=POLL_S))
+
+    def _cost(self, request: Request, now: float) -> FloatArray:
+        """(M,) USD by which a query chooses now: with its failures, its conversation's model, and its switch."""
+        worth, models = request.worth, self._models
+        assert worth is not None
+        cost = worth.adjusted
+        if request.home in models:
+            home, failed = models.index(request.home), {*request.tried, *request.barred}
+            moved = np.inf if request.pinned and request.home not in failed else request.leaving_usd
+            if np.isfinite(cost[home]):
+                cost = cost + np.where(np.arange(len(models)) == home, 0.0, moved)
+        if request.tried or request.barred:
+            cost = cost.copy()
+            for j, name in enumerate(models):
+                if name in request.barred or now < request.tried.get(name, -math.inf):
+                    cost[j] = np.inf
+                elif name in request.tried:
+                    cost[j] += FIRST
+        return cost
+
+    def _reserve(self, request: Request, j: int, now: float) -> bool:
+        """Reserve and hand out a ticket; whether the request is done with waiting."""
+        worth, model = request.worth, self._models[j]
+        assert worth is not None
+        lease = self._ledger.try_reserve(model, int(worth.tokens[j]), float(worth.cost_usd[j]), request.budgets)
+        if isinstance(lease, Refused):
+            self._retry_s = min(max(lease.retry_s, 0.001), 3600.0)
+            return False
+        decision, entry = remember(self._router, request, j), worth.pool[model]
+        if not request.future.set_running_or_notify_cancel():
+            self._ledger.release(lease, sent=False)
+            return True
+        request.attempts += 1
+        cap = None if math.isinf(worth.caps[j]) else int(worth.caps[j])
+        self._leases[lease.id] = lease
+        generation = self.health.begin(model)
+        request.future.set_result(Ticket(decision, cap, request.attempts, entry, lease, generation, now))
+        self._tell(request)
+        return True
+
+    def _refuse(self, request: Request, error: Exception) -> None:
+        """An error for one who waits: its own copy, because every raise adds to an error's traceback."""
+        if not request.future.done() and request.future.set_running_or_notify_cancel():
+            own = copy.copy(error)
+            own.__cause__ = request.error or error.__cause__
+            request.future.set_exception(own)
+            self._tell(request)
+
+    def _tell(self, request: Request) -> None:
+        if request.waiter is not None:
+            self._answered.append(request.waiter)
+
+    def _wake(self) -> None:
+        """Wake those in event loops: once per loop, because every wake-up is a system call."""
+        loops: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = defaultdict(list)
+        for waiter in self._answered:
+            loops[waiter.get_loop()].append(waiter)
+        self._answered = []
+        for loop, waiters in loops.items():
+            with suppress(RuntimeError):  # it is closed, and whoever waited there is gone
+                loop.call_soon_threadsafe(_set, waiters)
+
+
+def _set(waiters: list[asyncio.Future[None]]) -> None:
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+def _guarded(settle: Callable[[], object]) -> None:
+    """Bookkeeping that fails costs a lease time, never an answer."""
+    try:
+        settle()
+    except Exception as error:  # noqa: BLE001
+        logger.warning("a call could not be booked (%s): its reservation counts until it expires", type(error).__name__)
