@@ -14,6 +14,7 @@ from scipy.optimize import minimize_scalar
 from eccos_integrations import AssignmentProblem, ConfigError, OutcomeTable, Router
 from eccos_integrations.assignment import Prices, relaxed_prices
 from eccos_integrations.assignment.pacing import Pacer
+from eccos_integrations.predictors import RetrievalPredictor
 
 N = 20_000
 COST = np.array([1.0, 2.0, 8.0, 20.0]) * 1e-4
@@ -96,7 +97,7 @@ def test_on_zeroeval_the_mean_meets_the_floor_in_random_and_in_task_order(fracti
     if not path.is_file():
         pytest.skip("zeroeval.parquet is not in ECCOS_DATA_DIR")
     train, test = OutcomeTable.read(path).split(0.5, seed=0)
-    router = Router.fit(train, predictor="retrieval", seed=0)
+    router = Router.fit(train, predictor=RetrievalPredictor(k=16, strength=16.0), seed=0)
     forecast = router.forecast(test.queries)
     check_both_orders(forecast, test.tasks, fraction * best_mean(router, forecast))
 
