@@ -12,11 +12,11 @@ from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors.base import Estimate, Predictor, routed_cost_of
 from eccos_integrations.predictors.history import Arrays, History
 from eccos_integrations.predictors.neighbours import Neighbours, appended
+from eccos_integrations.predictors.routed import CLEARLY
 
 # Neighbours, strength and temperature that are tried; the first unless another routes clearly cheaper: on the tables
 # looked at it was never far from the best, and small differences are luck.
 SHAPES = ((200, 30.0, 1.0), (500, 60.0, 1.0), (64, 30.0, 0.5))
-CLEARLY = 0.9
 CHUNK = 1024  # queries estimated at once: bounds what the neighbours take
 
 

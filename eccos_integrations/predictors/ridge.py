@@ -12,8 +12,9 @@ from eccos_integrations.errors import ConfigError
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors.base import Estimate, Predictor
-from eccos_integrations.predictors.history import SPEND, Arrays, History
+from eccos_integrations.predictors.history import QUALITY, SPEND, Arrays, History
 
+MOST_PENALTY, LEAST_PENALTY = 100.0, 3.0  # on quality
 SPEND_PENALTIES = (3.0, 10.0, 30.0, 100.0)
 BLOCK = 256  # outcomes learnt at a time by an update: bounds the (block, block) system
 
@@ -24,22 +25,24 @@ class RidgePredictor(Predictor):
     With P = (X'X + penalty I)^-1 over the queries that observed a model, and y their outcomes, the estimate for x is
     x'P X'y and its weight x'P X'1: together the forecast mean + x'P X'(y - mean), for whatever the mean is by then.
     Quality is penalised several times more than squared error would ask for: the assignment takes whoever is
-    over-estimated, so noise costs more than bias. The penalty on spend is the one with the least leave-one-out error.
+    over-estimated, so noise costs more than bias; the more models compete, the more. The penalty on spend is the one
+    with the least leave-one-out error.
 
     Source: Hoerl and Kennard, "Ridge Regression", Technometrics 12(1), 1970; updates after Woodbury, 1950.
 
     Args:
         encoder: See `eccos_integrations.encoders.make_encoder`.
         penalty: On quality. Queries have unit length, so it is how many like queries the mean is worth.
+            Default: 100 among many models, less among few, 3 among two.
     """
 
     name = "ridge"
     # `group` says with which inverse a model's values were solved; -1: nothing observed yet.
     per_model = {"solution": 0.0, "solution_of_ones": 0.0, "group": -1.0}  # noqa: RUF012
 
-    def __init__(self, encoder: EncoderLike = "lexical", penalty: float = 100.0) -> None:
+    def __init__(self, encoder: EncoderLike = "lexical", penalty: float | None = None) -> None:
         super().__init__(encoder)
-        if not 0 < penalty < np.inf:
+        if penalty is not None and not 0 < penalty < np.inf:
             raise ConfigError(f"ridge: penalty={penalty}; it must be positive")
         self.penalty = penalty
 
@@ -51,13 +54,6 @@ class RidgePredictor(Predictor):
         """Solutions and inverses, one system for all models that the same queries observed."""
         from threadpoolctl import threadpool_limits
 
-        m = history.values.shape[2]
-        dimensions = history.x.shape[1]
-        learnt: Arrays = {
-            "solution": np.zeros((dimensions, 2, m)),
-            "solution_of_ones": np.zeros((dimensions, 2, m)),
-            "group": np.full((2, m), -1),
-        }
         with threadpool_limits(limits=1):  # small matrices: a second thread waits more than it works
             systems = list(_systems(history))
             errors = np.zeros(len(SPEND_PENALTIES))
@@ -66,17 +62,9 @@ class RidgePredictor(Predictor):
                 if len(models := system.models[SPEND]):
                     y = system.values(history, SPEND) - mean[models]
                     errors += [system.leave_one_out_error(y, penalty) for penalty in SPEND_PENALTIES]
-            learnt["penalty"] = np.array([self.penalty, SPEND_PENALTIES[int(np.argmin(errors))]])
-            for system in systems:
-                for v, models in enumerate(system.models):
-                    if len(models):
-                        group = sum(name.startswith("inverse_") for name in learnt)
-                        inverse = system.inverse(learnt["penalty"][v])
-                        learnt[f"inverse_{group}"], learnt["group"][v, models] = inverse, group
-                        x = history.x[system.rows]
-                        learnt["solution"][:, v, models] = inverse @ (x.T @ system.values(history, v))
-                        learnt["solution_of_ones"][:, v, models] = (inverse @ x.sum(axis=0))[:, None]
-        return learnt
+            rivals = int((arrays["count"][QUALITY] > 0).sum())
+            of_quality = _usual_penalty(rivals) if self.penalty is None else self.penalty
+            return _solved(history, systems, np.array([of_quality, SPEND_PENALTIES[int(np.argmin(errors))]]))
 
     def estimate(self, x: FloatArray, arrays: Arrays) -> Estimate:
         """Linear in x."""
@@ -115,6 +103,33 @@ class RidgePredictor(Predictor):
                 more["group"][v, j] = group
             more[f"inverse_{group}"] = inverse
         return more
+
+
+def _usual_penalty(rivals: int) -> float:
+    """By how many models compete: between two there is no winner whose luck would have to be discounted."""
+    return max(MOST_PENALTY * (1 - 2 / max(rivals, 2)), LEAST_PENALTY)
+
+
+def _solved(history: History, systems: list["_System"], penalty: FloatArray) -> Arrays:
+    """Solutions and inverses at the penalties (2,) on quality and on spend."""
+    dimensions, m = history.x.shape[1], history.values.shape[2]
+    learnt: Arrays = {
+        "penalty": penalty,
+        "solution": np.zeros((dimensions, 2, m)),
+        "solution_of_ones": np.zeros((dimensions, 2, m)),
+        "group": np.full((2, m), -1),
+    }
+    group = 0
+    for system in systems:
+        x = history.x[system.rows]
+        for v, models in enumerate(system.models):
+            if len(models):
+                inverse = system.inverse(penalty[v])
+                learnt[f"inverse_{group}"], learnt["group"][v, models] = inverse, group
+                learnt["solution"][:, v, models] = inverse @ (x.T @ system.values(history, v))
+                learnt["solution_of_ones"][:, v, models] = (inverse @ x.sum(axis=0))[:, None]
+                group += 1
+    return learnt
 
 
 class _System:

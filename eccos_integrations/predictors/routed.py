@@ -7,6 +7,7 @@ import numpy as np
 from eccos_integrations.outcomes import FloatArray
 
 PRICES = 100  # quality prices tried
+CLEARLY = 0.9  # times the routed cost: a setting that is cheaper by less is cheaper by luck
 FLOORS = (1.0, 0.99, 0.97, 0.95)  # fractions of the best single model's quality
 
 

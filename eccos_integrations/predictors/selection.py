@@ -23,6 +23,7 @@ FOLDS = 5
 # A part is left out of the blend if its routing costs this many times the best part's. Choosing more finely than that
 # chooses by luck: the one best in cross-validation routes worse on new queries than the mean of several.
 VETO = 1.25
+LEAST_SAVING = 0.6  # of the best part's: where little can be saved, those that save nothing would only dilute
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def choose(
         name: routed_score(forecast, table, policy, best)
         for name, forecast in zip(parts, held_out(*((name,) for name in parts)), strict=True)
     }
-    kept = tuple(name for name in parts if scores[name] <= VETO * min(scores.values()))
+    least = min(scores.values())
+    kept = tuple(
+        name for name in parts if scores[name] <= VETO * least and 1 - scores[name] >= LEAST_SAVING * (1 - least)
+    )
     blend, prior = held_out(kept, (PriorPredictor.name,))
     score = routed_score(blend, table, policy, best)
     if score >= scores[PriorPredictor.name]:
