@@ -544,6 +544,7 @@ def test_closing_a_ledger_disturbs_no_thread_that_is_using_it(shared):
         thread.join()
 
 
+@pytest.mark.slow  # counts the server's clients, which a busy machine is late to let go of
 def test_a_closed_ledger_has_no_connection_left_and_opens_one_when_it_is_used_again(shared):
     ledger = open_ledger(shared.uri, ONE)
     before = len(shared.client.client_list())
@@ -646,6 +647,7 @@ class Watched:
         os.close(self._end)
 
 
+@pytest.mark.slow  # four processes and a server killed in the middle: its timing needs a machine that is not busy
 @pytest.mark.parametrize(
     ("lasts", "settings"),
     [(False, {}), (True, {}), (False, {"on_store_failure": "local", "local_share": 0.4, "processes": 8})],
