@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Self
 
 import numpy as np
@@ -84,17 +84,14 @@ def without_model(learnt: Learnt, name: str) -> Learnt:
     at = learnt.pool.names.index(learnt.pool[name].name)
     if len(learnt.pool) <= 2:
         raise ConfigError(f"model: without {name!r} one model would be left; routing needs at least two")
-    if unusable := [limited for limited in learnt.policy.capacity or {} if limited == name]:
-        capacity = {k: v for k, v in (learnt.policy.capacity or {}).items() if k not in unusable}
-        learnt = replace(learnt, policy=learnt.policy.model_copy(update={"capacity": capacity or None}))
+    limits = learnt.policy.capacity or {}
+    if name in limits:
+        rest = {limited: most for limited, most in limits.items() if limited != name}
+        learnt = replace(learnt, policy=learnt.policy.model_copy(update={"capacity": rest or None}))
     predictor = _own(learnt)
     predictor.remove(name)
     pool = ModelPool([model for model in learnt.pool if model.name != name])
-    history = learnt.history
-    history = Evidence(*(
-        np.delete(array, at, axis=1)
-        for array in (history.quality, history.cost_usd, history.outcome, history.outcome_cost_usd)
-    ))  # fmt: skip
+    history = Evidence(*(np.delete(getattr(learnt.history, part.name), at, axis=1) for part in fields(Evidence)))
     best = learnt.best
     if best == name:
         best = pool.names[int(np.argmax(column_means(history.outcome, unobserved=-1.0)))]

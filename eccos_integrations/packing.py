@@ -1,7 +1,7 @@
 """What a router consists of, as plain settings and arrays, and back."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from eccos_integrations.predictors import PREDICTORS, Predictor
 from eccos_integrations.predictors.calibration import Calibration
 from eccos_integrations.predictors.selection import Trial
 
-EVIDENCE = ("quality", "cost_usd", "outcome", "outcome_cost_usd")
+EVIDENCE = tuple(part.name for part in fields(Evidence))
 
 
 def pack(learnt: Learnt, fitted: Learnt, online: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Arrays]]:
