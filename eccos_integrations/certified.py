@@ -13,6 +13,7 @@ from eccos_integrations.learnt import Learnt
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.policy import Policy
 from eccos_integrations.predictors import Forecast, Predictor
+from eccos_integrations.ranking import FIRST, Ranking
 
 logger = logging.getLogger("eccos")
 
@@ -116,22 +117,20 @@ def holds(guarantee: Guarantee) -> bool:
     return not guarantee.voided and (guarantee.certified or guarantee.relative_to is not None)
 
 
-def certified_choice(forecast: Forecast, guarantee: Guarantee, learnt: Learnt) -> tuple[FloatArray, str]:
-    """Where a single query goes.
+def certified_ranking(forecast: Forecast, guarantee: Guarantee, learnt: Learnt) -> Ranking:
+    """How queries rank the models where a certified price decides.
 
     Args:
-        forecast: (1, M).
+        forecast: (N, M).
         guarantee: Its price.
         learnt: What it is about.
-
-    Returns:
-        (M,) by which to rank the models, least first, and the reason in words.
     """
     best = learnt.pool.names.index(learnt.best)
-    wanted = int(preferred(forecast.quality, forecast.cost_usd, guarantee, best)[0])
-    adjusted = forecast.cost_usd[0] - (guarantee.price if guarantee.certified else 0.0) * forecast.quality[0]
-    adjusted[wanted] = -np.inf
-    return adjusted, "routed at the certified price" if guarantee.certified else "not certified: the best single model"
+    wanted = preferred(forecast.quality, forecast.cost_usd, guarantee, best)
+    adjusted = forecast.cost_usd - (guarantee.price if guarantee.certified else 0.0) * forecast.quality
+    adjusted[np.arange(len(wanted)), wanted] -= FIRST
+    reason = "routed at the certified price" if guarantee.certified else "not certified: the best single model"
+    return Ranking(adjusted, [reason] * len(wanted), holds(guarantee))
 
 
 def place(

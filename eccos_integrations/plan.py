@@ -11,6 +11,7 @@ from eccos_integrations.assignment.problem import IntArray
 from eccos_integrations.errors import ConfigError
 from eccos_integrations.guarantee import Guarantee
 from eccos_integrations.outcomes import MEASURES
+from eccos_integrations.predictors import Forecast
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Plan:
         floor: The floor on forecast mean quality that was asked for, absolute; by group where given by group.
         floor_met: Whether it holds, over the placed queries: on forecasts, or by the guarantee where there is one.
         solution: The solver's answer, with its proof.
+        forecast: (N, M) that it was made by.
         guarantee: What is certain about outcomes, where the policy asks for confidence; None: it is on forecasts.
     """
 
@@ -86,6 +88,7 @@ class Plan:
     floor: float | Mapping[str, float] | None
     floor_met: bool
     solution: Solution
+    forecast: Forecast
     guarantee: Guarantee | None = None
 
     def __repr__(self) -> str:

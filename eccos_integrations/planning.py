@@ -16,7 +16,12 @@ Loads = dict[str, tuple[FloatArray, FloatArray]]
 
 
 def assignment_problem(
-    forecast: Forecast, policy: Policy, pool: ModelPool, best: str, groups: Sequence[str] | None = None
+    forecast: Forecast,
+    policy: Policy,
+    pool: ModelPool,
+    best: str,
+    groups: Sequence[str] | None = None,
+    forbidden: NDArray[np.bool_] | None = None,
 ) -> AssignmentProblem:
     """The policy's rows.
 
@@ -26,9 +31,11 @@ def assignment_problem(
         pool: The models; their limits count where the policy sets a deadline, their context windows always.
         best: The best single model, which a relative floor refers to.
         groups: A label per query, where floors are per group.
+        forbidden: (N, M) pairs that may not be, beside those that the pool and the policy rule out.
 
     Raises:
-        ConfigError: Floors are per group and a label is missing, or a deadline needs a latency that is unknown.
+        ConfigError: Floors are per group and a label is missing, a deadline needs a latency that is unknown, or
+            `forbidden` has another shape.
     """
     best_quality = forecast.quality[:, pool.names.index(best)]
     reached: dict[str | None, float] = {None: float(best_quality.mean()) if len(best_quality) else 0.0}
@@ -41,7 +48,11 @@ def assignment_problem(
     floors = policy.floors(reached)
     if isinstance(floors, dict) and labels is None:
         raise ConfigError("min_quality: floors are per group; call plan(queries, groups=[...]) with a label per query")
-    capacity, loads, forbidden = _carried(forecast, policy, pool)
+    capacity, loads, barred = _carried(forecast, policy, pool)
+    if forbidden is not None:
+        if np.shape(forbidden) != barred.shape:
+            raise ConfigError(f"forbidden: its shape is {np.shape(forbidden)}; give (queries, models) = {barred.shape}")
+        barred = barred | np.asarray(forbidden, dtype=bool)
     return AssignmentProblem(
         forecast.cost_usd,
         forecast.quality,
@@ -49,7 +60,7 @@ def assignment_problem(
         max_mean_cost_usd=policy.max_mean_cost_usd,
         capacity=capacity if np.isfinite(capacity).any() else None,
         loads=loads,
-        forbidden=forbidden if forbidden.any() else None,
+        forbidden=barred if barred.any() else None,
         groups=labels if isinstance(floors, dict) else None,
     )
 
@@ -62,17 +73,17 @@ def too_long(forecast: Forecast, pool: ModelPool) -> NDArray[np.bool_]:
 
 
 def _carried(forecast: Forecast, policy: Policy, pool: ModelPool) -> tuple[FloatArray, Loads, NDArray[np.bool_]]:
-    """Capacity (M,), loads, and forbidden pairs: the policy's own, and what its deadline makes of the pool's limits.
+    """Capacity (M,), loads, and barred pairs: the policy's own, and what its deadline makes of the pool's limits.
 
     Until the deadline a model works on `max_concurrency` queries at a time, takes `requests_per_minute` and
     `tokens_per_minute`; a query that takes longer than the deadline is not for that model.
     """
     given = policy.capacity or {}
     capacity = np.array([given.get(name, np.inf) for name in pool.names], dtype=np.float64)
-    forbidden = too_long(forecast, pool)
+    barred = too_long(forecast, pool)
     deadline_s = policy.deadline_s
     if deadline_s is None:
-        return capacity, {}, forbidden
+        return capacity, {}, barred
     loads: Loads = {}
     busy_s = _limits(pool, "max_concurrency") * deadline_s
     if np.isfinite(busy_s).any():
@@ -87,7 +98,7 @@ def _carried(forecast: Forecast, policy: Policy, pool: ModelPool) -> tuple[Float
     if np.isfinite(tokens).any():
         loads["tokens"] = (forecast.input_tokens + np.nan_to_num(forecast.output_tokens), tokens)
     requests = _limits(pool, "requests_per_minute") * deadline_s / 60
-    return np.minimum(capacity, requests), loads, forbidden | (forecast.latency_s > deadline_s)
+    return np.minimum(capacity, requests), loads, barred | (forecast.latency_s > deadline_s)
 
 
 def _limits(pool: ModelPool, name: str) -> FloatArray:

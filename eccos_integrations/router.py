@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eccos_integrations.artifact import read_artifact, write_artifact
 from eccos_integrations.assignment import Prices, adjusted_cost, solve
-from eccos_integrations.certified import Certificates, certified_choice, holds, place
+from eccos_integrations.assignment.solution import quality_price
+from eccos_integrations.certified import Certificates, certified_ranking, holds, place
 from eccos_integrations.encoders import EncoderLike
 from eccos_integrations.errors import ConfigError, InfeasibleError
 from eccos_integrations.guarantee import DriftTest, Guarantee
@@ -26,6 +28,7 @@ from eccos_integrations.pool import Model, ModelPool
 from eccos_integrations.predictors import Forecast, ForecastMaker
 from eccos_integrations.predictors.selection import Trial
 from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met
+from eccos_integrations.ranking import FIRST, Ranking
 from eccos_integrations.recent import RecentDecisions
 from eccos_integrations.report import Report
 
@@ -58,13 +61,14 @@ class Router:
         self._exploration = Exploration()
         self._recent = RecentDecisions()
         self._feedback: list[Feedback] = []
+        self.attached: dict[str, Any] = {}  # what others keep for as long as it lives; no copy has it
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in {"_lock", "attached"}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, _lock=threading.RLock(), attached={})
 
     def __repr__(self) -> str:
         name = getattr(self.predictor, "name", type(self.predictor).__name__)
@@ -163,15 +167,67 @@ class Router:
                 f"{self.models}, or fit the router on a smaller pool"
             )
 
-    def forecast(self, queries: Sequence[str]) -> Forecast:
+    def forecast(self, queries: Sequence[str], policy: Policy | None = None) -> Forecast:
         """What each model is expected to do with each query; columns in the order of `models`.
+
+        Args:
+            queries: Their texts.
+            policy: That they are for: one that is certified is so on the forecasts as they were fitted. Default none:
+                the newest, with all that feedback has taught.
 
         Raises:
             ConfigError: The queries are not strings.
         """
-        return self._learnt.forecast(queries)
+        learnt = self._learnt if policy is None else self._basis(self._checked(policy))[0]
+        return learnt.forecast(queries)
 
-    def plan(self, queries: Sequence[str], policy: Policy | None = None, groups: Sequence[str] | None = None) -> Plan:
+    def rank(self, forecast: Forecast, policy: Policy | None = None) -> Ranking:
+        """How queries rank the models at the current prices: what `route` and a dispatcher's windows decide by.
+
+        Args:
+            forecast: Of the queries, under the same policy.
+            policy: Default the router's own; its capacity, deadline and `on_infeasible` are for plans and do not count.
+
+        Raises:
+            ConfigError: The policy's floor is per group, which only a plan can keep.
+        """
+        policy = self._checked(policy)
+        learnt, guarantee = self._basis(policy)
+        if guarantee is not None and learnt is self._certificates.fitted:
+            ranking = certified_ranking(forecast, guarantee, learnt)
+        else:
+            prices, met = self._prices.of(policy, learnt)
+            adjusted = (1 + prices.budget) * forecast.cost_usd - quality_price(prices, "min_quality") * forecast.quality
+            ranking = Ranking(adjusted, ["routed at the current prices"] * len(forecast), met)
+        for row in range(len(forecast)):
+            with self._lock:
+                explored = self._exploration.turn()
+            if explored is not None and explored in forecast.models:
+                ranking.adjusted[row, forecast.models.index(explored)] = -2 * FIRST
+                ranking.reasons[row] = f"explores {explored}, of which little is known"
+        return ranking
+
+    def decide(self, query: str, forecast: Forecast, row: int, ranking: Ranking, column: int) -> Decision:
+        """Make the decision of one query, which `feedback` may name from then on.
+
+        Args:
+            query: The text.
+            forecast: Of its window.
+            row: Of the query in it.
+            ranking: Of the window.
+            column: Of the model it goes to; negative where no load was left.
+        """
+        adjusted, reason = ranking.adjusted[row], ranking.reasons[row]
+        return self._recent.decide(query, column, forecast, row, adjusted, reason, floor_met=ranking.floor_met)
+
+    def plan(
+        self,
+        queries: Sequence[str],
+        policy: Policy | None = None,
+        groups: Sequence[str] | None = None,
+        *,
+        forbidden: NDArray[np.bool_] | None = None,
+    ) -> Plan:
         """Assign a batch jointly: one solve over all its queries, proven within a thousandth of the least cost.
 
         With `Policy(confidence=...)` every query goes where the certified price sends it; what came of that on outcomes
@@ -181,6 +237,7 @@ class Router:
             queries: The batch.
             policy: Default the router's own.
             groups: One label per query where the policy's floor is per group.
+            forbidden: (N, M) where a query may not go, beside context windows that are too short.
 
         Raises:
             InfeasibleError: No assignment meets every row and the policy says `on_infeasible="raise"`.
@@ -190,7 +247,7 @@ class Router:
         learnt, guarantee = self._basis(policy)
         queries = list(queries) if isinstance(queries, Iterable) and not isinstance(queries, str) else queries
         forecast = learnt.forecast(queries)
-        problem = assignment_problem(forecast, policy, learnt.pool, learnt.best, groups)
+        problem = assignment_problem(forecast, policy, learnt.pool, learnt.best, groups, forbidden)
         if (shares := self._exploration.shares(learnt.pool, problem)) is not None:
             problem = replace(problem, min_share=shares)
         if guarantee is not None and learnt is self._certificates.fitted:
@@ -210,7 +267,7 @@ class Router:
             self._recent.decide(query, column, forecast, row, adjusted[row], reason, floor_met=met)
             for row, (query, column) in enumerate(zip(queries, solution.assignment, strict=True))
         ]
-        return Plan(decisions, solution.assignment, problem.min_quality, met, solution, guarantee)
+        return Plan(decisions, solution.assignment, problem.min_quality, met, solution, forecast, guarantee)
 
     def route(self, query: str, policy: Policy | None = None) -> Decision:
         """Decide one query at the prices at which past queries met the policy. Fast, greedy, no load limits.
@@ -223,23 +280,11 @@ class Router:
             ConfigError: The policy's floor is per group, which only a plan can keep.
         """
         policy = self._checked(policy)
-        learnt, guarantee = self._basis(policy)
-        forecast = learnt.forecast([query])
-        if guarantee is not None and learnt is self._certificates.fitted:
-            adjusted, reason = certified_choice(forecast, guarantee, learnt)
-            met = holds(guarantee)
-        else:
-            prices, met = self._prices.of(policy, learnt)
-            adjusted = (1 + prices.budget) * forecast.cost_usd[0] - prices.quality * forecast.quality[0]
-            reason = "routed at the current prices"
-        with self._lock:
-            explored = self._exploration.turn()
-        if explored is not None and explored in learnt.pool:
-            adjusted[learnt.pool.names.index(explored)] = -np.inf
-            reason = f"explores {explored}, of which little is known"
-        adjusted[too_long(forecast, learnt.pool)[0]] = np.inf
-        column = int(np.argmin(adjusted)) if (adjusted < np.inf).any() else -1
-        return self._recent.decide(query, column, forecast, 0, adjusted, reason, floor_met=met)
+        forecast = self.forecast([query], policy)
+        ranking = self.rank(forecast, policy)
+        adjusted = ranking.adjusted[0]
+        adjusted[too_long(forecast, self.pool)[0]] = np.inf
+        return self.decide(query, forecast, 0, ranking, int(adjusted.argmin()) if (adjusted < np.inf).any() else -1)
 
     def prices(self, policy: Policy | None = None) -> Prices:
         """Prices at which past queries met the policy: what `route` decides by where nothing is certified."""

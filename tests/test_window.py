@@ -93,4 +93,4 @@ def test_backpressure_says_when_to_try_again_also_as_a_copy():
 
 
 def test_no_text_is_shown_by_who_waits():
-    assert "xylophone" not in repr(Request("xylophone", Policy(), 1.0, conversation="xylophone"))
+    assert "xylophone" not in repr(Request("xylophone", Policy(), 0.0, 1.0, conversation="xylophone"))

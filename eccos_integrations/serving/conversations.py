@@ -2,41 +2,47 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from eccos_integrations.router import Router
-from eccos_integrations.serving.window import Usage
+from eccos_integrations.pool import Model
 
 MOST = 10_000  # conversations
 
 
-class Conversations:
-    """The latest conversations of this process, the longest silent forgotten first.
+class Home(NamedTuple):
+    """Where a conversation was answered last.
 
-    Args:
-        router: Its pool has the prices of cached tokens.
+    Attributes:
+        model: Who answered.
+        tokens: That its provider may have cached.
     """
 
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._known: OrderedDict[str, tuple[str, int]] = OrderedDict()  # model, tokens that its provider has cached
+    model: str
+    tokens: int
+
+    def leaving_usd(self, model: Model) -> float:
+        """USD that the cached tokens save at the home, whose prices these are; 0 where they are not known."""
+        full, cached = model.input_usd_per_million_tokens, model.cached_input_usd_per_million_tokens
+        return 0.0 if full is None or cached is None else self.tokens * max(full - cached, 0.0) / 1e6
+
+
+class Conversations:
+    """The latest conversations of this process, the longest silent forgotten first."""
+
+    def __init__(self) -> None:
+        self._homes: OrderedDict[str, Home] = OrderedDict()
         self._lock = threading.Lock()
 
-    def home(self, conversation: str | None) -> tuple[str | None, float]:
-        """The conversation's model, and USD that its cached tokens save there; None where there is none."""
-        name, tokens = self._known.get(conversation or "", (None, 0))
-        pool = self._router.pool
-        if name is None or name not in pool:
-            return None, 0.0
-        full, cached = pool[name].input_usd_per_million_tokens, pool[name].cached_input_usd_per_million_tokens
-        return name, 0.0 if full is None or cached is None else tokens * max(full - cached, 0.0) / 1e6
+    def homes(self, conversations: Sequence[str]) -> list[Home | None]:
+        """Of each, None where it is not known."""
+        return [self._homes.get(conversation) for conversation in conversations]
 
-    def keep(self, conversation: str | None, model: str, usage: Usage | None) -> None:
+    def keep(self, homes: Mapping[str, Home]) -> None:
         """Note who answered last."""
-        if conversation is None:
-            return
-        tokens = 0 if usage is None else usage.input_tokens + usage.output_tokens
         with self._lock:
-            self._known[conversation] = model, tokens
-            self._known.move_to_end(conversation)
-            while len(self._known) > MOST:
-                self._known.popitem(last=False)
+            for conversation, home in homes.items():
+                self._homes[conversation] = home
+                self._homes.move_to_end(conversation)
+            while len(self._homes) > MOST:
+                self._homes.popitem(last=False)

@@ -3,27 +3,28 @@
 import asyncio
 import math
 import os
+import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Literal, Self, TypeVar, Unpack
 
 from eccos_integrations.errors import ConfigError
 from eccos_integrations.router import Router
-from eccos_integrations.serving.conversations import Conversations
+from eccos_integrations.serving.attempts import Attempts
 from eccos_integrations.serving.feedback import FeedbackLog
-from eccos_integrations.serving.health import fault
 from eccos_integrations.serving.journal import Journal
 from eccos_integrations.serving.limits import Ledger, open_ledger
+from eccos_integrations.serving.metrics import Metrics, default_metrics
 from eccos_integrations.serving.rounds import Rounds
-from eccos_integrations.serving.window import BackpressureError, Options, Request, Served, Ticket, Usage
+from eccos_integrations.serving.window import BackpressureError, Options, Served, Ticket, Usage
 
 __all__ = ["BackpressureError", "Dispatcher", "Options", "Served", "Ticket", "Usage"]
 
 T = TypeVar("T")
+
+_SHARING = threading.Lock()
 
 
 class Dispatcher:
@@ -46,6 +47,7 @@ class Dispatcher:
         reserve: `"strict"` reserves the cap on output tokens, which the call must keep to; `"relaxed"` reserves what
             nine in ten answers keep to, and the ledger reports overruns.
         log: Decisions and usage are logged there, without waiting for the disk.
+        metrics: Default OpenTelemetry's, where its API is installed.
         seed: Of the jitter.
         clock: Seconds that only move forward.
 
@@ -72,6 +74,7 @@ class Dispatcher:
         deadline_s: float | None = None,
         reserve: Literal["strict", "relaxed"] = "strict",
         log: FeedbackLog | None = None,
+        metrics: Metrics | None = None,
         seed: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -83,7 +86,8 @@ class Dispatcher:
             raise ConfigError(f"reserve={reserve!r}: give 'strict' or 'relaxed'")
         self._settings: dict[str, Any] = {
             "window_s": window_s, "max_waiting": max_waiting, "max_attempts": max_attempts, "deadline_s": deadline_s,
-            "reserve": reserve, "log": log, "seed": seed, "clock": clock,
+            "reserve": reserve, "log": log, "metrics": default_metrics() if metrics is None else metrics, "seed": seed,
+            "clock": clock,
         }  # fmt: skip
         self.router = router
         self.ledger = open_ledger("memory://", router.pool) if ledger is None else ledger
@@ -95,11 +99,29 @@ class Dispatcher:
     def _clear(self) -> None:
         own = self._settings
         self._rounds = Rounds(
-            self.router, self.ledger, own["clock"], window_s=own["window_s"], max_waiting=own["max_waiting"],
-            strict=own["reserve"] == "strict", seed=own["seed"],
+            self.router, self.ledger, own["clock"], metrics=own["metrics"], window_s=own["window_s"],
+            max_waiting=own["max_waiting"], strict=own["reserve"] == "strict", seed=own["seed"],
         )  # fmt: skip
-        self._conversations = Conversations(self.router)
-        self._journal = Journal(own["log"], own["clock"])
+        self._attempts = Attempts(
+            self.router, self._rounds, Journal(own["log"], own["clock"]), own["metrics"], own["clock"],
+            most=own["max_attempts"], deadline_s=own["deadline_s"],
+        )  # fmt: skip
+
+    @classmethod
+    def shared(cls, router: Router) -> "Dispatcher":
+        """The one with the defaults that all who bring none of their own share: so a router's limits hold for them all.
+
+        Example:
+            >>> from eccos_integrations import Router, load_sample
+            >>> router = Router.fit(load_sample().take(range(60)), predictor="prior")
+            >>> Dispatcher.shared(router) is Dispatcher.shared(router)
+            True
+        """
+        with _SHARING:
+            found = router.attached.get("dispatcher")
+            if not isinstance(found, Dispatcher):
+                found = router.attached["dispatcher"] = cls(router)
+            return found
 
     def __getstate__(self) -> dict[str, Any]:
         return {"router": self.router, "ledger": self.ledger, **self._settings}
@@ -143,14 +165,14 @@ class Dispatcher:
             ConfigError: An argument cannot be used, or the dispatcher is closed.
             Exception: Of the function, where no other model would do better or no attempt is left.
         """
-        request = self._request(query, options)
+        request = self._attempts.first(query, options)
         while True:
-            ticket = self._wait(request)
+            ticket = self._attempts.wait(request)
             try:
-                with self._calling(request, ticket):
+                with self._attempts.calling(request, ticket):
                     answer, ticket.usage = function(ticket)
             except Exception as error:
-                following = self._following(request, ticket, error)
+                following = self._attempts.following(request, ticket, error)
                 if following is None:
                     raise
                 request = following
@@ -161,14 +183,14 @@ class Dispatcher:
         self, query: str, function: Callable[[Ticket], Awaitable[tuple[T, Usage | None]]], **options: Unpack[Options]
     ) -> Served[T]:
         """As `call`, from an event loop. Cancelled, everything is given back."""
-        request = self._request(query, options)
+        request = self._attempts.first(query, options)
         while True:
-            ticket = await self._await(request)
+            ticket = await self._attempts.await_(request)
             try:
-                with self._calling(request, ticket):
+                with self._attempts.calling(request, ticket):
                     answer, ticket.usage = await function(ticket)
             except Exception as error:
-                following = self._following(request, ticket, error)
+                following = self._attempts.following(request, ticket, error)
                 if following is None:
                     raise
                 request = following
@@ -178,18 +200,66 @@ class Dispatcher:
     @contextmanager
     def ticket(self, query: str, **options: Unpack[Options]) -> Iterator[Ticket]:
         """One attempt as a `with` block, for streams; no fallback. Raises as `call`."""
-        request = self._request(query, options)
-        ticket = self._wait(request)
-        with self._calling(request, ticket):
+        request = self._attempts.first(query, options)
+        ticket = self._attempts.wait(request)
+        with self._attempts.calling(request, ticket):
             yield ticket
 
     @asynccontextmanager
     async def aticket(self, query: str, **options: Unpack[Options]) -> AsyncIterator[Ticket]:
         """As `ticket`, from an event loop."""
-        request = self._request(query, options)
-        ticket = await self._await(request)
-        with self._calling(request, ticket):
+        request = self._attempts.first(query, options)
+        ticket = await self._attempts.await_(request)
+        with self._attempts.calling(request, ticket):
             yield ticket
+
+    def stream(self, query: str, function: Callable[[Ticket], Iterator[T]], **options: Unpack[Options]) -> Iterator[T]:
+        """Have a query answered piece by piece. Another model takes over only before the first piece.
+
+        Args:
+            query: The text, by which it is decided.
+            function: Calls `ticket.model`, gives the pieces, and sets `ticket.usage` before it ends.
+            **options: See `Options`.
+
+        Raises:
+            Exception: As `call`.
+        """
+        request = self._attempts.first(query, options)
+        while True:
+            ticket, begun = self._attempts.wait(request), False
+            try:
+                with self._attempts.calling(request, ticket):
+                    for piece in function(ticket):
+                        begun = True
+                        yield piece
+            except Exception as error:
+                following = None if begun else self._attempts.following(request, ticket, error)
+                if following is None:
+                    raise
+                request = following
+            else:
+                return
+
+    async def astream(
+        self, query: str, function: Callable[[Ticket], AsyncGenerator[T, None]], **options: Unpack[Options]
+    ) -> AsyncIterator[T]:
+        """As `stream`, from an event loop. Whoever stops early closes it, as any asynchronous generator."""
+        request = self._attempts.first(query, options)
+        while True:
+            ticket, begun = await self._attempts.await_(request), False
+            try:
+                with self._attempts.calling(request, ticket):
+                    async with aclosing(function(ticket)) as pieces:
+                        async for piece in pieces:
+                            begun = True
+                            yield piece
+            except Exception as error:
+                following = None if begun else self._attempts.following(request, ticket, error)
+                if following is None:
+                    raise
+                request = following
+            else:
+                return
 
     def close(self) -> None:
         """Turn away who waits; calls under way may end. Again is fine."""
@@ -198,99 +268,6 @@ class Dispatcher:
     async def aclose(self) -> None:
         """As `close`."""
         await asyncio.to_thread(self.close)
-
-    def _request(self, query: str, options: Options) -> Request:
-        if not isinstance(query, str):
-            raise ConfigError(f"query: got a {type(query).__name__}; give its text")
-        for name in ("input_tokens", "max_output_tokens"):
-            if (tokens := options.get(name)) is not None and not (isinstance(tokens, int) and tokens >= 1):
-                raise ConfigError(f"{name}={tokens!r}: give a whole number of at least 1")
-        deadline_s = options.get("deadline_s") or self._settings["deadline_s"] or math.inf
-        forecast, conversation = options.get("forecast"), options.get("conversation")
-        home, leaving_usd = self._conversations.home(conversation)
-        return Request(
-            query=query,
-            policy=options.get("policy") or self.router.policy,
-            expires_s=self._settings["clock"]() + deadline_s,
-            conversation=conversation,
-            pinned=options.get("pinned", False),
-            input_tokens=options.get("input_tokens"),
-            max_output_tokens=options.get("max_output_tokens"),
-            budgets=options.get("budgets"),
-            forecast=None if forecast is None else forecast.check(1),
-            home=home,
-            leaving_usd=leaving_usd,
-        )
-
-    def _wait(self, request: Request) -> Ticket:
-        self._rounds.join(request)
-        try:
-            ticket: Ticket = request.future.result()
-        except BaseException:
-            self._leave(request)
-            raise
-        return ticket
-
-    async def _await(self, request: Request) -> Ticket:
-        request.waiter = asyncio.get_running_loop().create_future()
-        self._rounds.join(request)
-        try:
-            await request.waiter
-            ticket: Ticket = request.future.result()
-        except BaseException:
-            self._leave(request)
-            raise
-        return ticket
-
-    def _leave(self, request: Request) -> None:
-        """Stop waiting. A ticket that is under way all the same is given back when it comes."""
-
-        def give_back(future: Future[Ticket]) -> None:
-            if not future.cancelled() and future.exception() is None:
-                ticket = future.result()
-                self._rounds.health.abandoned(ticket.model, ticket.generation)
-                self._rounds.end(ticket, sent=False)
-
-        request.future.cancel()
-        request.future.add_done_callback(give_back)
-
-    @contextmanager
-    def _calling(self, request: Request, ticket: Ticket) -> Iterator[None]:
-        """End the ticket with the block, whatever happens in it. Never waits: event loops pass here."""
-        health, model, generation = self._rounds.health, ticket.model, ticket.generation
-        try:
-            self._journal.decided(request, ticket)
-            yield
-        except BaseException as error:
-            problem = fault(error)
-            if problem is None:
-                health.abandoned(model, generation)
-            else:
-                health.failed(model, generation, problem)
-            refused = problem is not None and not problem.billed
-            self._rounds.end(ticket, Usage(0, 0, cost_usd=0.0) if refused else None)
-            self._journal.used(ticket, type(error).__name__ if isinstance(error, Exception) else "cancelled")
-            raise
-        health.succeeded(model, generation)
-        self._rounds.end(ticket, ticket.usage)
-        self._journal.used(ticket, "ok")
-        self._conversations.keep(request.conversation, model, ticket.usage)
-
-    def _following(self, request: Request, ticket: Ticket, error: Exception) -> Request | None:
-        """The next attempt after an error, None where there is none."""
-        problem, tried, barred = fault(error), request.tried, request.barred
-        if problem is None or request.attempts >= self._settings["max_attempts"]:
-            return None
-        if problem.kind == "too_long":
-            window = ticket.entry.context_window
-            shorter = {m.name for m in self.router.pool if window and m.context_window and m.context_window <= window}
-            barred = barred | {ticket.model} | shorter
-            if barred.issuperset(self.router.models):
-                return None
-        else:
-            rest_s = self._rounds.health.backoff(request.attempts)
-            tried = tried | {ticket.model: self._settings["clock"]() + rest_s}
-        return replace(request, error=error, tried=tried, barred=barred, future=Future(), waiter=None)
 
 
 def _start_afresh(dispatcher: Dispatcher | None) -> None:

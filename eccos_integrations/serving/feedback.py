@@ -111,7 +111,7 @@ class FeedbackLog:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _decided(
+    def submit_decided(
         self,
         decision: Decision,
         query: str,
@@ -161,7 +161,7 @@ class FeedbackLog:
 
         return self._file.submit(job)
 
-    def _used(
+    def submit_used(
         self,
         decision_id: str,
         model: str,
@@ -196,7 +196,7 @@ class FeedbackLog:
         numbers = {name: _number(name, value) for name, value in usage.items()}
         return self._came_of(decision_id, "usage", {"model": _word("model", model), "outcome": outcome, **numbers})
 
-    def _graded(self, decision_id: str, quality: float, source: str = "") -> Future[int]:
+    def submit_graded(self, decision_id: str, quality: float, source: str = "") -> Future[int]:
         """Log how good the answer was, in 0..1. Of several labels the last counts.
 
         Args:
@@ -212,9 +212,9 @@ class FeedbackLog:
             raise ConfigError("quality: nothing was observed; give a number in 0..1")
         return self._came_of(decision_id, "label", {"quality": known, "source": _word("source", source, least=0)})
 
-    decided, adecided = _waiting(_decided), _awaiting(_decided)
-    used, aused = _waiting(_used), _awaiting(_used)
-    graded, agraded = _waiting(_graded), _awaiting(_graded)
+    decided, adecided = _waiting(submit_decided), _awaiting(submit_decided)
+    used, aused = _waiting(submit_used), _awaiting(submit_used)
+    graded, agraded = _waiting(submit_graded), _awaiting(submit_graded)
 
     def to_table(
         self, queries: Iterable[str] = (), *, unknown: Literal["raise", "drop", "digest"] = "raise"

@@ -185,25 +185,30 @@ class Health:
                     circuit.generation += 1
                 circuit.failures, circuit.probing = 0, False
 
-    def failed(self, model: str, generation: int, fault: Fault) -> None:
-        """The call failed. A context that was too long says nothing of the model's health."""
+    def failed(self, model: str, generation: int, fault: Fault) -> float:
+        """The call failed: seconds that the model rests for it. A context that was too long says nothing of it."""
         if fault.kind == "too_long":
-            return self.abandoned(model, generation)
+            self.abandoned(model, generation)
+            return 0.0
         with self._lock:
             circuit = self._of(model)
             now = self._clock()
-            if fault.retry_s is not None:
-                circuit.throttled_until = max(circuit.throttled_until, now + fault.retry_s)
+            told_s = fault.retry_s or 0.0
+            news = now + told_s > circuit.throttled_until
+            if told_s > 0:
+                circuit.throttled_until = max(circuit.throttled_until, now + told_s)
             if generation != circuit.generation:
-                return None
+                return told_s * news
             circuit.probing = False
             if fault.kind == "throttled" and fault.retry_s is not None:
-                return None
+                return told_s * news
             circuit.failures = max(circuit.failures + 1, FAILURES if fault.kind == "throttled" else 0)
-            if circuit.failures >= FAILURES:
-                circuit.generation += 1
-                circuit.until = now + self.backoff(circuit.failures - FAILURES + 1)
-            return None
+            if circuit.failures < FAILURES:
+                return told_s * news
+            circuit.generation += 1
+            rest_s = self.backoff(circuit.failures - FAILURES + 1)
+            circuit.until = now + rest_s
+            return max(rest_s, told_s)
 
     def abandoned(self, model: str, generation: int) -> None:
         """The call ended without saying anything of the model: cancelled, or its own fault."""

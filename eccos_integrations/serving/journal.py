@@ -29,7 +29,7 @@ class Journal:
         forecast, row = request.worth.forecast, request.worth.row
         column = forecast.models.index(ticket.model)
         _write(
-            self._log._decided,  # noqa: SLF001
+            self._log.submit_decided,
             ticket.decision,
             request.query,
             policy=request.policy,
@@ -51,7 +51,7 @@ class Journal:
                 "cached_tokens": usage.cached_tokens,
                 "cost_usd": usage.usd(ticket.entry),
             }
-        _write(self._log._used, ticket.decision.id, ticket.model, outcome=outcome, **used)  # noqa: SLF001
+        _write(self._log.submit_used, ticket.decision.id, ticket.model, outcome=outcome, **used)
 
 
 def _write(write: Callable[..., Future[int]], *row: object, **rest: object) -> None:

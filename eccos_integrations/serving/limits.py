@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import Field, PositiveFloat
@@ -13,6 +13,7 @@ from pydantic import Field, PositiveFloat
 from eccos_integrations.errors import ConfigError, EccosError
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.serving.conversations import Home
 from eccos_integrations.serving.counters import NANO, Kind, Limit, Limits
 from eccos_integrations.settings import Settings
 
@@ -63,6 +64,31 @@ class Lease:
     tokens: int
     cost_usd: float
     lease_s: float
+
+
+class Ask(NamedTuple):
+    """A reservation that is asked for: the arguments of `Ledger.try_reserve`."""
+
+    model: str
+    tokens: int
+    cost_usd: float
+    budgets: Collection[str] | None = None
+
+
+class End(NamedTuple):
+    """How a lease ended.
+
+    Attributes:
+        lease: Which.
+        tokens: Really used; None: not known, so all that was reserved may have been.
+        cost_usd: Likewise.
+        sent: False: the provider never saw the request.
+    """
+
+    lease: Lease
+    tokens: int | None = None
+    cost_usd: float | None = None
+    sent: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +165,7 @@ class Free:
 
 
 class Ledger(ABC):
-    """Who may call which model now. Safe to share between threads and event loops.
+    """Who may call which model now, and where conversations are at home. Safe to share between threads and event loops.
 
     In any 60 seconds a provider sees no more requests and tokens than its model's limits, and at no time more calls,
     however late it counts within a call: tokens and money count from the reservation until a window after the call has
@@ -187,6 +213,31 @@ class Ledger(ABC):
     @abstractmethod
     def renew(self, lease: Lease) -> bool:
         """Let a lease last `lease_s` from now. False: it has ended, or the store is away."""
+
+    def reserve_all(self, asks: Sequence[Ask]) -> list[Lease | Refused]:
+        """`try_reserve` for many, one after another; of many processes, in one round trip."""
+        return [self.try_reserve(*ask) for ask in asks]
+
+    def end_all(self, ends: Sequence[End]) -> list[bool]:
+        """`reconcile` where the usage is known, else `release`, for many."""
+        return [
+            self.release(end.lease, sent=end.sent)
+            if end.tokens is None or end.cost_usd is None
+            else self.reconcile(end.lease, end.tokens, end.cost_usd)
+            for end in ends
+        ]
+
+    def renew_all(self, leases: Sequence[Lease]) -> list[bool]:
+        """`renew` for many."""
+        return [self.renew(lease) for lease in leases]
+
+    @abstractmethod
+    def homes(self, conversations: Sequence[str]) -> list[Home | None]:
+        """Where each conversation was answered last, None where that is not known."""
+
+    @abstractmethod
+    def keep(self, homes: Mapping[str, Home]) -> None:
+        """Note where conversations were answered."""
 
     @abstractmethod
     def free(self) -> Free:

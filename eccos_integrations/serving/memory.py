@@ -3,11 +3,12 @@
 import os
 import time
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from threading import Lock
 from typing import Any
 from uuid import uuid4
 
+from eccos_integrations.serving.conversations import Conversations, Home
 from eccos_integrations.serving.counters import MICRO, Counter, Kind, Limits, amounts
 from eccos_integrations.serving.limits import Free, Lease, Ledger, Refused
 
@@ -40,6 +41,7 @@ class MemoryLedger(Ledger):
         self._now_us = -(2**62)
         self._leases: dict[str, Held] = {}  # renewed ones move to the end, so the next to expire stands first
         self._counters = {limit.key: Counter(limit) for limit in self.limits.every}
+        self._conversations = Conversations()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MemoryLedger, (self.limits, self.lease_s, self._clock)
@@ -80,6 +82,14 @@ class MemoryLedger(Ledger):
                 held.expires_us = self._expiry(now)
                 self._leases[lease.id] = held
         return held is not None
+
+    def homes(self, conversations: Sequence[str]) -> list[Home | None]:
+        """See `Ledger.homes`."""
+        return self._conversations.homes(conversations)
+
+    def keep(self, homes: Mapping[str, Home]) -> None:
+        """See `Ledger.keep`."""
+        self._conversations.keep(homes)
 
     def free(self) -> Free:
         """See `Ledger.free`."""

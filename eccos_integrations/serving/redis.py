@@ -3,12 +3,13 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
+from eccos_integrations.serving.conversations import Conversations, Home
 from eccos_integrations.serving.counters import GUESS_US, MICRO, Limits, amounts
-from eccos_integrations.serving.limits import LAG_S, MINUTE_S, Free, Lease, Ledger, Refused, StoreError
+from eccos_integrations.serving.limits import LAG_S, MINUTE_S, Ask, End, Free, Lease, Ledger, Refused, StoreError
 from eccos_integrations.serving.memory import MemoryLedger
 from eccos_integrations.serving.store import Store
 
@@ -47,6 +48,7 @@ class RedisLedger(Ledger):
         self._lease_us = round(lease_s * MICRO)
         longest_us = max((limit.part_us * limit.parts for limit in limits.budgets.values()), default=0)
         self._keep_s = KEEP_S + longest_us // MICRO
+        self._conversations = Conversations()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
@@ -59,51 +61,76 @@ class RedisLedger(Ledger):
         self, model: str, tokens: int, cost_usd: float, budgets: Collection[str] | None = None
     ) -> Lease | Refused:
         """See `Ledger.try_reserve`."""
-        lease, arguments = self._draft(model, tokens, cost_usd, budgets)
-        return self._answer(lease, budgets, self._store.ask("reserve", arguments))
+        return self.reserve_all([Ask(model, tokens, cost_usd, budgets)])[0]
+
+    def reserve_all(self, asks: Sequence[Ask]) -> list[Lease | Refused]:
+        """See `Ledger.reserve_all`."""
+        leases, arguments = self._drafts(asks)
+        return self._answers(asks, leases, self._store.ask("reserve", arguments))
 
     async def atry_reserve(
         self, model: str, tokens: int, cost_usd: float, budgets: Collection[str] | None = None
     ) -> Lease | Refused:
         """See `Ledger.atry_reserve`."""
-        lease, arguments = self._draft(model, tokens, cost_usd, budgets)
+        asks = [Ask(model, tokens, cost_usd, budgets)]
+        leases, arguments = self._drafts(asks)
         asked = self._task(self._store.aask("reserve", arguments))
         try:
             reply = await asyncio.shield(asked)
         except asyncio.CancelledError:
-            self._task(self._undo(asked, lease))
+            self._task(self._undo(asked, leases[0]))
             raise
-        return self._answer(lease, budgets, reply)
+        return self._answers(asks, leases, reply)[0]
 
     def reconcile(self, lease: Lease, tokens: int, cost_usd: float) -> bool:
         """See `Ledger.reconcile`."""
-        mine = self._local is not None and self._local.reconcile(lease, tokens, cost_usd)
-        return mine or _done(self._store.ask("finish", _spent(lease, tokens, cost_usd)))
+        return self.end_all([End(lease, tokens, cost_usd)])[0]
 
     async def areconcile(self, lease: Lease, tokens: int, cost_usd: float) -> bool:
         """See `Ledger.reconcile`."""
-        mine = self._local is not None and self._local.reconcile(lease, tokens, cost_usd)
-        return mine or _done(await self._shielded("finish", _spent(lease, tokens, cost_usd)))
+        return await self._aend(End(lease, tokens, cost_usd))
 
     def release(self, lease: Lease, *, sent: bool = True) -> bool:
         """See `Ledger.release`."""
-        mine = self._local is not None and self._local.release(lease, sent=sent)
-        return mine or _done(self._store.ask("finish", _unknown(lease, sent=sent)))
+        return self.end_all([End(lease, sent=sent)])[0]
 
     async def arelease(self, lease: Lease, *, sent: bool = True) -> bool:
         """See `Ledger.release`."""
-        mine = self._local is not None and self._local.release(lease, sent=sent)
-        return mine or _done(await self._shielded("finish", _unknown(lease, sent=sent)))
+        return await self._aend(End(lease, sent=sent))
+
+    def end_all(self, ends: Sequence[End]) -> list[bool]:
+        """See `Ledger.end_all`."""
+        arguments = [_ended(end) for end in ends]  # what is wrong with them is found before anything is booked
+        mine = self._local.end_all(ends) if self._local is not None else [False] * len(ends)
+        rest = [field for row, done in zip(arguments, mine, strict=True) if not done for field in row]
+        return _either(mine, self._store.ask("finish", rest) if rest else [])
 
     def renew(self, lease: Lease) -> bool:
         """See `Ledger.renew`."""
-        mine = self._local is not None and self._local.renew(lease)
-        return mine or _done(self._store.ask("renew", [lease.id, self._lease_us]))
+        return self.renew_all([lease])[0]
+
+    def renew_all(self, leases: Sequence[Lease]) -> list[bool]:
+        """See `Ledger.renew_all`."""
+        mine = self._local.renew_all(leases) if self._local is not None else [False] * len(leases)
+        rest = [lease.id for lease, done in zip(leases, mine, strict=True) if not done]
+        return _either(mine, self._store.ask("renew", [self._lease_us, *rest]) if rest else [])
 
     async def arenew(self, lease: Lease) -> bool:
         """See `Ledger.renew`."""
         mine = self._local is not None and self._local.renew(lease)
-        return mine or _done(await self._shielded("renew", [lease.id, self._lease_us]))
+        return mine or _either([False], await self._shielded("renew", [self._lease_us, lease.id]))[0]
+
+    def homes(self, conversations: Sequence[str]) -> list[Home | None]:
+        """See `Ledger.homes`. While the store is away, what this process knows."""
+        found = self._store.recall(conversations)
+        if isinstance(found, StoreError):
+            return self._conversations.homes(conversations)
+        return [None if text is None else _home(text) for text in found]
+
+    def keep(self, homes: Mapping[str, Home]) -> None:
+        """See `Ledger.keep`."""
+        self._conversations.keep(homes)
+        self._store.note({conversation: f"{home.tokens} {home.model}" for conversation, home in homes.items()}, KEEP_S)
 
     def free(self) -> Free:
         """See `Ledger.free`."""
@@ -123,28 +150,47 @@ class RedisLedger(Ledger):
         await asyncio.gather(*(task for task in list(self._tasks) if task.get_loop() is loop), return_exceptions=True)
         await self._store.aclose()
 
-    def _draft(
-        self, model: str, tokens: int, cost_usd: float, budgets: Collection[str] | None
-    ) -> tuple[Lease, list[Any]]:
-        amount = amounts(tokens, cost_usd)
-        limits = self.limits.drawn_on(model, budgets)
-        lease = Lease(uuid4().hex, model, amount["tokens"], cost_usd, self.lease_s)
-        rows = [(r.key, r.kind, r.name, r.most, r.part_us, r.parts, amount[r.kind]) for r in limits]
-        return lease, [lease.id, self._lease_us, GUESS_US, self._keep_s, *(field for row in rows for field in row)]
+    def _drafts(self, asks: Sequence[Ask]) -> tuple[list[Lease], list[Any]]:
+        """Leases to be, and what the script has to know of them and of the limits they draw on."""
+        leases, rows = [], []
+        limits: dict[str, tuple[int, list[Any]]] = {}
+        for ask in asks:
+            amount = amounts(ask.tokens, ask.cost_usd)
+            drawn_on = self.limits.drawn_on(ask.model, ask.budgets)
+            lease = Lease(uuid4().hex, ask.model, amount["tokens"], ask.cost_usd, self.lease_s)
+            leases.append(lease)
+            rows += [lease.id, len(drawn_on)]
+            for r in drawn_on:
+                fields = [r.key, r.kind, r.name, r.most, r.part_us, r.parts]
+                rows += [limits.setdefault(r.key, (len(limits) + 1, fields))[0], amount[r.kind]]
+        defined = [field for _, fields in limits.values() for field in fields]
+        return leases, [self._lease_us, GUESS_US, self._keep_s, len(limits), *defined, *rows]
 
-    def _answer(self, lease: Lease, budgets: Collection[str] | None, reply: list[Any] | StoreError) -> Lease | Refused:
+    def _answers(
+        self, asks: Sequence[Ask], leases: list[Lease], reply: list[Any] | StoreError
+    ) -> list[Lease | Refused]:
         if isinstance(reply, StoreError):
             if self._local is None:
                 raise reply
-            return self._local.try_reserve(lease.model, lease.tokens, lease.cost_usd, budgets)
-        full, wait_us = reply
+            return self._local.reserve_all(asks)
+        return [
+            self._answer(ask, lease, full, wait_us)
+            for ask, lease, full, wait_us in zip(asks, leases, reply[::2], reply[1::2], strict=True)
+        ]
+
+    def _answer(self, ask: Ask, lease: Lease, full: str, wait_us: int) -> Lease | Refused:
         if not full:
             return lease
         refused = Refused(lease.model, full, wait_us / MICRO if wait_us >= 0 else math.inf)
         if self._local is None:
             return refused
-        answer = self._local.try_reserve(lease.model, lease.tokens, lease.cost_usd, budgets)
+        answer = self._local.try_reserve(*ask)
         return answer if isinstance(answer, Lease) or answer.retry_s < refused.retry_s else refused
+
+    async def _aend(self, end: End) -> bool:
+        arguments = _ended(end)
+        mine = self._local is not None and self._local.end_all([end])[0]
+        return mine or _either([False], await self._shielded("finish", arguments))[0]
 
     def _left(self, reply: list[Any] | StoreError) -> Free:
         if isinstance(reply, StoreError):
@@ -170,17 +216,25 @@ class RedisLedger(Ledger):
 
     async def _undo(self, asked: asyncio.Task[Any], lease: Lease) -> None:
         await asked
-        await self._store.aask("finish", _unknown(lease, sent=False))
+        await self._store.aask("finish", _ended(End(lease, sent=False)))
 
 
-def _spent(lease: Lease, tokens: int, cost_usd: float) -> list[Any]:
-    amount = amounts(tokens, cost_usd)
-    return [lease.id, "reconcile", amount["tokens"], amount["usd"]]
+def _ended(end: End) -> list[Any]:
+    """What the script has to know of one that ended."""
+    if end.tokens is None or end.cost_usd is None:
+        return [end.lease.id, "sent" if end.sent else "unsent", 0, 0]
+    amount = amounts(end.tokens, end.cost_usd)
+    return [end.lease.id, "used", amount["tokens"], amount["usd"]]
 
 
-def _unknown(lease: Lease, *, sent: bool) -> list[Any]:
-    return [lease.id, "sent" if sent else "unsent", 0, 0]
+def _either(mine: list[bool], reply: list[Any] | StoreError) -> list[bool]:
+    """What was done here; in the places of what was not, the store's answers."""
+    if isinstance(reply, StoreError):
+        return mine
+    others = iter(reply)
+    return [done or bool(next(others)) for done in mine]
 
 
-def _done(reply: list[Any] | StoreError) -> bool:
-    return not isinstance(reply, StoreError) and bool(reply[0])
+def _home(text: str) -> Home | None:
+    tokens, _, model = text.partition(" ")
+    return Home(model, int(tokens)) if tokens.isdecimal() else None

@@ -11,14 +11,17 @@ from contextlib import suppress
 
 import numpy as np
 
-from eccos_integrations.errors import ConfigError, EccosError
+from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
 from eccos_integrations.outcomes import FloatArray
+from eccos_integrations.ranking import FIRST
 from eccos_integrations.router import Router
+from eccos_integrations.serving.conversations import Home
 from eccos_integrations.serving.greedy import place
 from eccos_integrations.serving.health import Health
-from eccos_integrations.serving.limits import Lease, Ledger, Refused
+from eccos_integrations.serving.limits import Ask, End, Lease, Ledger, Refused
+from eccos_integrations.serving.metrics import Metrics, Reason
 from eccos_integrations.serving.window import Arrivals, BackpressureError, Request, Ticket, Usage, Worth
-from eccos_integrations.serving.worth import FIRST, appraise, remember
+from eccos_integrations.serving.worth import appraise, remember
 
 logger = logging.getLogger("eccos")
 
@@ -36,20 +39,21 @@ class Rounds:
         ledger: Ledger,
         clock: Callable[[], float],
         *,
+        metrics: Metrics,
         window_s: float,
         max_waiting: int,
         strict: bool,
         seed: int,
     ) -> None:
         self.health = Health(router.models, clock, seed)
-        self._router, self._ledger, self._clock = router, ledger, clock
+        self._router, self._ledger, self._clock, self._metrics = router, ledger, clock, metrics
         self._max_waiting, self._strict = max_waiting, strict
         self._arrivals: Arrivals[Request] = Arrivals(window_s)
         self._waiting: list[Request] = []
         self._models: list[str] = []  # of this round
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[str, tuple[Lease, asyncio.AbstractEventLoop | None]] = {}  # and where the call is awaited
         self._answered: list[asyncio.Future[None]] = []
-        self._ended: deque[Callable[[], object]] = deque()
+        self._ended: deque[tuple[End, str | None, Home]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -72,31 +76,37 @@ class Rounds:
             if self._closed:
                 raise ConfigError("dispatcher: it is closed; make another")
             if not request.attempts and self.waiting >= self._max_waiting:
+                self._metrics.refused("backpressure")
                 raise BackpressureError(f"max_waiting: {self.waiting} queries wait already", self._retry_s)
-            self._arrivals.put(request)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="eccos-dispatcher", daemon=True)
-                self._thread.start()
+            self._arrivals.put(request, at_once=request.at_once)
+            self._start()
 
-    def end(self, ticket: Ticket, usage: Usage | None = None, *, sent: bool = True) -> None:
-        """A call has ended; what it used goes to the ledger in the thread."""
-        lease, ledger = ticket.lease, self._ledger
+    def holds(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether calls that are awaited in this event loop are under way."""
+        with self._lock:
+            return any(where is loop for _, where in self._leases.values())
 
-        def settle() -> None:
-            if usage is None:
-                ledger.release(lease, sent=sent)
-            else:
-                usd = usage.usd(ticket.entry)
-                tokens = usage.input_tokens + usage.output_tokens
-                ledger.reconcile(lease, tokens, lease.cost_usd if usd is None else usd)
+    def end(
+        self, ticket: Ticket, usage: Usage | None = None, *, sent: bool = True, conversation: str | None = None
+    ) -> None:
+        """A call has ended; what it used goes to the ledger in the thread.
 
+        Args:
+            ticket: Of the call.
+            usage: None: not known.
+            sent: Whether the provider saw it.
+            conversation: That is at home there from now on.
+        """
+        lease, end = ticket.lease, End(ticket.lease, sent=sent)
+        tokens = 0 if usage is None else usage.input_tokens + usage.output_tokens
+        if usage is not None:
+            usd = usage.usd(ticket.entry)
+            end = End(lease, tokens, lease.cost_usd if usd is None else usd)
         with self._lock:
             self._leases.pop(lease.id, None)
-            if self._thread is not None:
-                self._ended.append(settle)
-                self._arrivals.poke()
-                return
-        _guarded(settle)
+            self._ended.append((end, conversation, Home(lease.model, tokens)))
+            self._arrivals.poke()
+            self._start()
 
     def close(self) -> None:
         """Turn away who waits."""
@@ -107,14 +117,18 @@ class Rounds:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="eccos-dispatcher", daemon=True)
+            self._thread.start()
+
     def _run(self) -> None:
         pause_s, idle = 0.0, False
         while True:
             came = self._arrivals.take(pause_s)
             self._waiting += came
             busy = bool(came or self._ended or self._leases)
-            while self._ended:
-                _guarded(self._ended.popleft())
+            self._settle()
             self._renew()
             try:
                 if self._closed:
@@ -135,11 +149,27 @@ class Rounds:
                     return
             idle = not busy
 
+    def _settle(self) -> None:
+        """Book the calls that have ended. What fails costs a lease time, never an answer."""
+        while self._ended:
+            ended = [self._ended.popleft() for _ in range(min(len(self._ended), AT_ONCE))]
+            try:
+                self._ledger.end_all([end for end, _, _ in ended])
+                if homes := {conversation: home for _, conversation, home in ended if conversation is not None}:
+                    self._ledger.keep(homes)
+            except Exception as error:  # noqa: BLE001
+                name = type(error).__name__
+                logger.warning("%d calls could not be booked (%s): they count until they expire", len(ended), name)
+
     def _renew(self) -> None:
-        if self._clock() >= self._renew_at:
-            for lease in list(self._leases.values()):
-                _guarded(lambda lease=lease: self._ledger.renew(lease))  # type: ignore[misc]
-            self._renew_at = self._clock() + self._ledger.lease_s / 3
+        if self._clock() < self._renew_at:
+            return
+        self._renew_at = self._clock() + self._ledger.lease_s / 3
+        with self._lock:
+            leases = [lease for lease, _ in self._leases.values()]
+        for start in range(0, len(leases), AT_ONCE):
+            with suppress(EccosError):  # the store is away, which is said elsewhere; in a third of a lease's time again
+                self._ledger.renew_all(leases[start : start + AT_ONCE])
 
     def _round(self) -> float:
         """Decide who waits, as far as there is room; returns after how many seconds to look again."""
@@ -161,6 +191,14 @@ class Rounds:
             if not self._place(waiting[start : start + AT_ONCE], now):
                 break
         self._waiting = [request for request in waiting if not request.future.done()]
+        if hurried := [request for request in self._waiting if not request.patient]:
+            for request in hurried:
+                self._refuse(request, BackpressureError(
+                    "no model has room now, and to wait here would keep the event loop from ending the calls that take "
+                    "it up: await the async method", self._retry_s))  # fmt: skip
+            self._waiting = [request for request in self._waiting if request.patient]
+        self._metrics.solved(self._clock() - now, len(waiting) - len(self._waiting))
+        self._metrics.queue(len(self._waiting))
         if not self._waiting:
             return 0.0
         soonest = min(min(request.expires_s for request in self._waiting) - now, POLL_S, self._retry_s)
@@ -171,6 +209,7 @@ class Rounds:
         new = [r for r in self._waiting if r.worth is None or r.worth.forecast.models != self._models]
         if not new:
             return
+        self._find_homes(new)
         try:
             found = self._worth(new)
         except Exception:  # noqa: BLE001
@@ -185,6 +224,13 @@ class Rounds:
                 self._refuse(request, worth)
             else:
                 request.worth = worth
+
+    def _find_homes(self, requests: list[Request]) -> None:
+        """Find the homes of conversations, in one go."""
+        if talking := [request for request in requests if request.conversation is not None]:
+            homes = self._ledger.homes([request.conversation or "" for request in talking])
+            for request, home in zip(talking, homes, strict=True):
+                request.home = home
 
     def _worth(self, requests: list[Request]) -> list[Worth | Exception]:
         return [*appraise(requests, self._router, self._ledger.limits, strict=self._strict)]
@@ -202,9 +248,10 @@ class Rounds:
             slots = np.where(at < 0, 0.0, np.minimum(np.minimum(free.concurrency, free.requests)[at], healthy))
             rows = np.flatnonzero(left)
             chosen = place(cost[rows], tokens[rows], slots, free.tokens[at])
+            asked = [(int(k), int(j)) for k, j in zip(rows, chosen, strict=True) if j >= 0]
             refused = False
-            for k, j in zip(rows[chosen >= 0], chosen[chosen >= 0], strict=True):
-                if self._reserve(waiting[k], int(j), now):
+            for (k, j), done in zip(asked, self._reserve([(waiting[k], j) for k, j in asked], now), strict=True):
+                if done:
                     left[k] = False
                 else:
                     cost[k, j] = np.inf
@@ -221,7 +268,7 @@ class Rounds:
         """Learn from who waits longest when to look again; the ledger may let it pass at once."""
         ready = [int(j) for j in np.flatnonzero(np.isfinite(cost)) if self.health.room(self._models[j]) > 0]
         if ready:
-            self._reserve(request, min(ready, key=lambda j: float(cost[j])), now)
+            self._reserve([(request, min(ready, key=lambda j: float(cost[j])))], now)
             return
         assert request.worth is not None
         rests = [
@@ -235,12 +282,13 @@ class Rounds:
         """(M,) USD by which a query chooses now: with its failures, its conversation's model, and its switch."""
         worth, models = request.worth, self._models
         assert worth is not None
-        cost = worth.adjusted
-        if request.home in models:
-            home, failed = models.index(request.home), {*request.tried, *request.barred}
-            moved = np.inf if request.pinned and request.home not in failed else request.leaving_usd
-            if np.isfinite(cost[home]):
-                cost = cost + np.where(np.arange(len(models)) == home, 0.0, moved)
+        cost, home, planned = worth.adjusted, request.home, request.decision
+        if planned is not None and planned.model is not None:
+            if not self.health.rest_s(planned.model):
+                cost = self._staying(request, cost, planned.model, math.inf)
+        elif home is not None and home.model in models:
+            leaving_usd = math.inf if request.pinned else home.leaving_usd(worth.pool[home.model])
+            cost = self._staying(request, cost, home.model, leaving_usd)
         if request.tried or request.barred:
             cost = cost.copy()
             for j, name in enumerate(models):
@@ -250,23 +298,44 @@ class Rounds:
                     cost[j] += FIRST
         return cost
 
-    def _reserve(self, request: Request, j: int, now: float) -> bool:
-        """Reserve and hand out a ticket; whether the request is done with waiting."""
+    def _staying(self, request: Request, cost: FloatArray, name: str, leaving_usd: float) -> FloatArray:
+        """With what it costs to leave a model; it has to be left where it failed, or cannot be had."""
+        if name not in self._models or not np.isfinite(cost[self._models.index(name)]):
+            return cost
+        if math.isinf(leaving_usd) and (name in request.tried or name in request.barred):
+            return cost
+        return cost + np.where([name == other for other in self._models], 0.0, leaving_usd)
+
+    def _reserve(self, asked: list[tuple[Request, int]], now: float) -> list[bool]:
+        """Reserve and hand out tickets; whether each request is done with waiting."""
+        asks = []
+        for request, j in asked:
+            worth = request.worth
+            assert worth is not None
+            asks.append(Ask(self._models[j], int(worth.tokens[j]), float(worth.cost_usd[j]), request.budgets))
+        answers = self._ledger.reserve_all(asks) if asks else []
+        return [self._answered_by(request, j, answer, now)
+                for (request, j), answer in zip(asked, answers, strict=True)]  # fmt: skip
+
+    def _answered_by(self, request: Request, j: int, answer: Lease | Refused, now: float) -> bool:
+        if isinstance(answer, Refused):
+            self._retry_s = min(max(answer.retry_s, 0.001), 3600.0)
+            return False
         worth, model = request.worth, self._models[j]
         assert worth is not None
-        lease = self._ledger.try_reserve(model, int(worth.tokens[j]), float(worth.cost_usd[j]), request.budgets)
-        if isinstance(lease, Refused):
-            self._retry_s = min(max(lease.retry_s, 0.001), 3600.0)
-            return False
         decision, entry = remember(self._router, request, j), worth.pool[model]
         if not request.future.set_running_or_notify_cancel():
-            self._ledger.release(lease, sent=False)
+            self._ledger.release(answer, sent=False)
             return True
         request.attempts += 1
         cap = None if math.isinf(worth.caps[j]) else int(worth.caps[j])
-        self._leases[lease.id] = lease
+        loop = None if request.waiter is None else request.waiter.get_loop()
+        with self._lock:
+            self._leases[answer.id] = answer, loop
         generation = self.health.begin(model)
-        request.future.set_result(Ticket(decision, cap, request.attempts, entry, lease, generation, now))
+        request.future.set_result(Ticket(decision, cap, request.attempts, entry, answer, generation, now))
+        self._metrics.decided(model)
+        self._metrics.waited(self._clock() - request.since_s)
         self._tell(request)
         return True
 
@@ -275,6 +344,7 @@ class Rounds:
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             own = copy.copy(error)
             own.__cause__ = request.error or error.__cause__
+            self._metrics.refused(_reason(error))
             request.future.set_exception(own)
             self._tell(request)
 
@@ -299,9 +369,8 @@ def _set(waiters: list[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
-def _guarded(settle: Callable[[], object]) -> None:
-    """Bookkeeping that fails costs a lease time, never an answer."""
-    try:
-        settle()
-    except Exception as error:  # noqa: BLE001
-        logger.warning("a call could not be booked (%s): its reservation counts until it expires", type(error).__name__)
+def _reason(error: Exception) -> Reason:
+    """Why there is no model, in the words of the metrics."""
+    if isinstance(error, BackpressureError):
+        return "deadline"
+    return "no_capacity" if isinstance(error, NoCapacityError) else "error"

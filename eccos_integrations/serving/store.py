@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -56,7 +57,8 @@ class Store:
         except ImportError:
             raise MissingExtraError("redis", "redis") from None
         self._uri = uri
-        self._keys = [f"eccos:{{{name}}}:{part}" for part in ("counts", "due", "leases")]
+        self._prefix = f"eccos:{{{name}}}"
+        self._keys = [f"{self._prefix}:{part}" for part in ("counts", "due", "leases")]
         self._blind_s = blind_s
         self._clock = clock
         self._seen: Seen | None = None
@@ -96,6 +98,30 @@ class Store:
             return self._lost(error)
         return self._found(asked_s, reply)
 
+    def recall(self, conversations: Sequence[str]) -> list[str | None] | StoreError:
+        """What was noted of conversations."""
+        if not conversations:
+            return []
+        if waiting := self._gate():
+            return waiting
+        try:
+            found: list[str | None] = self._client.mget([self._key(name) for name in conversations])
+        except self._failures as error:
+            return self._lost(error)
+        return found
+
+    def note(self, conversations: Mapping[str, str], keep_s: int) -> None:
+        """Note something of conversations; lost where the store is away."""
+        if not conversations or self._gate():
+            return
+        try:
+            with self._client.pipeline(transaction=False) as pipe:
+                for name, text in conversations.items():
+                    pipe.set(self._key(name), text, ex=keep_s)
+                pipe.execute()
+        except self._failures as error:
+            self._lost(error)
+
     def close(self) -> None:
         """Close the idle connections that belong to no event loop."""
         self._client.connection_pool.disconnect(inuse_connections=False)
@@ -104,6 +130,10 @@ class Store:
         """Close those of this event loop."""
         if mine := self._loops.pop(asyncio.get_running_loop(), None):
             await mine[0].connection_pool.disconnect()
+
+    def _key(self, conversation: str) -> str:
+        """Whoever reads the store learns no conversation's id."""
+        return f"{self._prefix}:conversation:{sha256(conversation.encode()).hexdigest()}"
 
     def _connect(self, redis: Any, pool: Any, **settings: Any) -> tuple[Any, dict[str, Any]]:
         """A client of `redis` or of `redis.asyncio`, and its scripts."""

@@ -15,6 +15,8 @@ from eccos_integrations.plan import Decision
 from eccos_integrations.policy import Policy
 from eccos_integrations.pool import Model, ModelPool
 from eccos_integrations.predictors import Forecast
+from eccos_integrations.ranking import Ranking
+from eccos_integrations.serving.conversations import Home
 from eccos_integrations.serving.limits import Lease
 
 T = TypeVar("T")
@@ -41,8 +43,8 @@ class BackpressureError(NoCapacityError):
 class Arrivals(Generic[T]):
     """A queue that is emptied by windows. Never waits for a fixed count.
 
-    A window closes `window_s` after its first arrival; sooner where for a fifth of it nobody else has come, or where it
-    is full. 0: as soon as there is somebody.
+    A window closes `window_s` after its first arrival; sooner where for a fifth of it nobody else has come, where it is
+    full, or where somebody has come who cannot wait. 0: as soon as there is somebody.
 
     Args:
         window_s: Seconds.
@@ -53,19 +55,20 @@ class Arrivals(Generic[T]):
         self._changed = threading.Condition()
         self._items: list[T] = []
         self._first_s = self._last_s = 0.0
-        self._poked = False
+        self._poked = self._due = False
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def put(self, item: T) -> None:
-        """Join the window."""
+    def put(self, item: T, *, at_once: bool = False) -> None:
+        """Join the window; `at_once`, and it closes."""
         with self._changed:
             self._last_s = time.monotonic()
             if not self._items:
                 self._first_s = self._last_s
             self._items.append(item)
-            if len(self._items) in {1, MOST}:
+            self._due = self._due or at_once
+            if at_once or len(self._items) in {1, MOST}:
                 self._changed.notify()
 
     def poke(self) -> None:
@@ -83,7 +86,8 @@ class Arrivals(Generic[T]):
                 now = time.monotonic()
                 closes_s = self.closes_s(self._first_s, self._last_s, len(self._items))
                 if now >= closes_s:
-                    items, self._items, self._poked = self._items[:MOST], self._items[MOST:], False
+                    items, self._items = self._items[:MOST], self._items[MOST:]
+                    self._poked, self._due = False, bool(self._due and self._items)
                     return items
                 if self._poked or now >= end_s:
                     self._poked = False
@@ -94,7 +98,7 @@ class Arrivals(Generic[T]):
         """When a window closes whose first and last of so many came at these times."""
         if count == 0:
             return math.inf
-        if count >= MOST:
+        if count >= MOST or self._due:
             return last_s
         return min(first_s + self._window_s, last_s + QUIET * self._window_s)
 
@@ -107,23 +111,25 @@ class Worth:
         pool: The models.
         forecast: (N, M) of its window.
         row: Its own in it.
-        adjusted: (M,) USD with every price in it, by which models are ranked; inf where it may not go.
+        ranking: (N, M) of its window; inf where it may not go.
         tokens: (M,) to reserve.
         cost_usd: (M,) to reserve.
         caps: (M,) most output tokens of the call, inf where none is known.
-        reason: How the choice is made, in words.
-        floor_met: Whether the policy's floor holds.
     """
 
     pool: ModelPool
     forecast: Forecast
     row: int
-    adjusted: FloatArray
+    ranking: Ranking
     tokens: FloatArray
     cost_usd: FloatArray
     caps: FloatArray
-    reason: str
-    floor_met: bool
+
+    @property
+    def adjusted(self) -> FloatArray:
+        """(M,) USD with every price in it, by which models are ranked."""
+        row: FloatArray = self.ranking.adjusted[self.row]
+        return row
 
 
 @dataclass(eq=False, slots=True)
@@ -133,15 +139,19 @@ class Request:
     Args:
         query: Its text.
         policy: That it is decided under.
-        expires_s: When waiting ends, by the dispatcher's clock.
+        since_s: When it came, by the dispatcher's clock.
+        expires_s: When waiting ends.
         conversation: That it belongs to.
         pinned: Whether the conversation keeps its model.
+        candidates: Models it may go to; None: all.
+        decision: Made already.
         input_tokens: Of the whole call, where the caller knows them.
         max_output_tokens: The caller's cap.
         budgets: That pay; None: all of the ledger.
         forecast: (1, M), where the caller has one.
-        home: Model of the conversation so far.
-        leaving_usd: What the home's provider has cached and another would not have.
+        at_once: Whether its window closes with it.
+        patient: Whether it waits where it fits nowhere now.
+        home: Where the conversation was answered last.
         worth: Once it has been looked at.
         tried: Models that failed it, and when they may be tried again.
         barred: Models that cannot answer it.
@@ -153,15 +163,19 @@ class Request:
 
     query: str
     policy: Policy
+    since_s: float
     expires_s: float
     conversation: str | None = None
     pinned: bool = False
+    candidates: Collection[str] | None = None
+    decision: Decision | None = None
     input_tokens: int | None = None
     max_output_tokens: int | None = None
     budgets: Collection[str] | None = None
     forecast: Forecast | None = None
-    home: str | None = None
-    leaving_usd: float = 0.0
+    at_once: bool = False
+    patient: bool = True
+    home: Home | None = None
     worth: Worth | None = None
     tried: dict[str, float] = field(default_factory=dict)
     barred: set[str] = field(default_factory=set)
@@ -256,6 +270,8 @@ class Options(TypedDict, total=False):
         policy: Default the router's own.
         conversation: That the query belongs to: changing its model costs the input tokens that would have been cached.
         pinned: Keep the conversation's model, as within a tool loop, unless it fails.
+        candidates: Names of the models it may go to; default all of the router.
+        decision: Made already, by a plan: its model is waited for, unless that fails or rests.
         input_tokens: Of the whole call, where they are more than the query's: history, tools, system prompt.
         max_output_tokens: Default the model's own.
         budgets: Names of the budgets that pay; default all of the ledger.
@@ -266,6 +282,8 @@ class Options(TypedDict, total=False):
     policy: Policy | None
     conversation: str | None
     pinned: bool
+    candidates: Collection[str] | None
+    decision: Decision | None
     input_tokens: int | None
     max_output_tokens: int | None
     budgets: Collection[str] | None

@@ -5,23 +5,20 @@ from collections.abc import Sequence
 from itertools import groupby, pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eccos_integrations.assignment.solution import quality_price
-from eccos_integrations.certified import certified_choice, holds
 from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
-from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.plan import Decision
-from eccos_integrations.policy import Policy
+from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors import Forecast
+from eccos_integrations.ranking import Ranking
 from eccos_integrations.router import Router
 from eccos_integrations.serving.counters import Limits
 from eccos_integrations.serving.window import Request, Worth
 
-FIRST = 1e9  # USD: more than any price, so that a model is first (or last) in the ranking
-
 
 def appraise(requests: Sequence[Request], router: Router, limits: Limits, *, strict: bool) -> list[Worth | EccosError]:
-    """What the queries of a window are worth to every model: one forecast for all, at their policies' warm prices.
+    """What the queries of a window are worth to every model: one forecast and one ranking for all of one policy.
 
     Args:
         requests: Of one window.
@@ -31,17 +28,25 @@ def appraise(requests: Sequence[Request], router: Router, limits: Limits, *, str
 
     Returns:
         One each; an error for those that no model can ever take.
-    """
-    pool, n = router.pool, len(requests)
-    unknown = [k for k, request in enumerate(requests) if request.forecast is None]
-    parts = [request.forecast.select(pool.names) for request in requests if request.forecast is not None]
-    order = unknown + [k for k, request in enumerate(requests) if request.forecast is not None]
-    if unknown:
-        parts.insert(0, router.forecast([requests[k].query for k in unknown]))
-    sizes = np.cumsum([0, *(len(part) for part in parts)])
-    rows = [np.array(order[start:end], dtype=np.int64) for start, end in pairwise(sizes)]
-    forecast = parts[0] if len(parts) == 1 else Forecast.concatenate(parts, rows)
 
+    Raises:
+        ConfigError: A policy or a forecast cannot be used: one of them spoils the window.
+    """
+    found: dict[int, Worth | EccosError] = {}
+    policies = {id(request.policy): request.policy for request in requests}  # most often one object
+    named = {key: policy.model_dump_json() for key, policy in policies.items()}
+    order = sorted(range(len(requests)), key=lambda k: named[id(requests[k].policy)])
+    for _, positions in groupby(order, key=lambda k: named[id(requests[k].policy)]):
+        group = list(positions)
+        found |= zip(group, _of_one_policy([requests[k] for k in group], router, limits, strict=strict), strict=True)
+    return [found[k] for k in range(len(requests))]
+
+
+def _of_one_policy(
+    requests: list[Request], router: Router, limits: Limits, *, strict: bool
+) -> Sequence[Worth | EccosError]:
+    pool, policy = router.pool, requests[0].policy
+    forecast = _forecast(requests, router)
     given = [math.nan if request.input_tokens is None else request.input_tokens for request in requests]
     sent = np.where(np.isnan(given), forecast.input_tokens.T, given).T
     own = np.array([request.max_output_tokens or math.inf for request in requests])
@@ -51,40 +56,63 @@ def appraise(requests: Sequence[Request], router: Router, limits: Limits, *, str
     tokens = np.ceil(np.nan_to_num(sent) + np.nan_to_num(output, posinf=0.0))
     priced = pool.cost_usd(sent, output)
     cost_usd = np.where(np.isfinite(priced), priced, forecast.cost_usd)
-    expected = sent + np.nan_to_num(np.fmin(caps, forecast.output_tokens), posinf=0.0)
-    windows = [model.context_window or math.inf for model in pool]
-    barred = (expected > windows) | (tokens > [_most(limits, name, "tokens") for name in pool.names])
-    barred[:, [j for j, name in enumerate(pool.names) if name not in limits.models]] = True
     counted = np.array([math.isfinite(_most(limits, name, "tokens")) for name in pool.names]) | bool(limits.budgets)
     unsized = np.isnan(sent) & counted
     uncapped = np.isinf(caps) & counted if strict else np.isnan(likely) & np.isinf(caps) & counted
 
-    found: dict[int, Worth | EccosError] = {}
-    by_policy = sorted(range(n), key=lambda k: id(requests[k].policy))
-    for _, group in groupby(by_policy, key=lambda k: id(requests[k].policy)):
-        members = list(group)
-        try:
-            adjusted, reasons, met = _adjusted(router, forecast.take(np.array(members)), requests[members[0]].policy)
-        except EccosError as error:
-            found |= dict.fromkeys(members, error)
-            continue
-        adjusted[barred[members]] = np.inf
-        for k, row, reason in zip(members, adjusted, reasons, strict=True):
-            if (unsized[k] & ~barred[k]).any():
-                found[k] = ConfigError("input_tokens: the forecast does not say, and tokens or a budget are limited; "
-                                       "give them to the call")  # fmt: skip
-            elif (uncapped[k] & ~barred[k]).any():
-                name = pool.names[int((uncapped[k] & ~barred[k]).argmax())]
-                found[k] = ConfigError(f"max_output_tokens: none is known for {name!r}, whose tokens or whose budget "
-                                       "are limited; give it in the pool or to the call")  # fmt: skip
-            elif barred[k].all():
-                found[k] = NoCapacityError(
-                    f"no model can ever take this query: {sent[k].min():.0f} input tokens and the answer are above "
-                    "every context window or tokens_per_minute"
-                )
-            else:
-                found[k] = Worth(pool, forecast, k, row, tokens[k], cost_usd[k], caps[k], reason, met)
-    return [found[k] for k in range(n)]
+    barred = {
+        "it is not among the candidates": _not_candidates(requests, pool),
+        "the limits are of another pool": np.array([[name not in limits.models for name in pool.names]]),
+        "its context window is too short": sent + np.nan_to_num(np.fmin(caps, forecast.output_tokens), posinf=0.0)
+        > [model.context_window or math.inf for model in pool],
+        "its tokens_per_minute are fewer": tokens > [_most(limits, name, "tokens") for name in pool.names],
+    }
+    shut = np.logical_or.reduce([np.broadcast_to(rule, tokens.shape) for rule in barred.values()])
+    ranking = router.rank(forecast, policy)
+    ranking.adjusted[shut] = np.inf
+    for k, request in enumerate(requests):
+        if request.candidates is not None and len(request.candidates) == 1:
+            ranking.reasons[k] = "the only candidate"
+    worths: list[Worth | EccosError] = []
+    for k in range(len(requests)):
+        if shut[k].all():
+            why = [next(why for why, rule in barred.items() if rule[k if len(rule) > 1 else 0, j])
+                   for j in range(len(pool))]  # fmt: skip
+            worths.append(NoCapacityError(
+                f"no model can ever take this query of {sent[k].max():.0f} input tokens: "
+                + ", ".join(f"{name} ({reason})" for name, reason in zip(pool.names, why, strict=True))
+            ))  # fmt: skip
+        elif (unsized[k] & ~shut[k]).any():
+            worths.append(ConfigError("input_tokens: the forecast does not say, and tokens or a budget are limited; "
+                                      "give them to the call"))  # fmt: skip
+        elif (uncapped[k] & ~shut[k]).any():
+            name = pool.names[int((uncapped[k] & ~shut[k]).argmax())]
+            worths.append(ConfigError(f"max_output_tokens: none is known for {name!r}, whose tokens or whose budget "
+                                      "are limited; give it in the pool or to the call"))  # fmt: skip
+        else:
+            worths.append(Worth(pool, forecast, k, ranking, tokens[k], cost_usd[k], caps[k]))
+    return worths
+
+
+def _forecast(requests: list[Request], router: Router) -> Forecast:
+    """The callers' own forecasts, and the router's of all others in one go."""
+    unknown = [k for k, request in enumerate(requests) if request.forecast is None]
+    if len(unknown) == len(requests):
+        return router.forecast([request.query for request in requests], requests[0].policy)
+    known = [k for k, request in enumerate(requests) if request.forecast is not None]
+    parts = [part.select(router.models) for request in requests if (part := request.forecast) is not None]
+    if unknown:
+        parts.insert(0, router.forecast([requests[k].query for k in unknown], requests[0].policy))
+    ends = np.cumsum([0, *(len(part) for part in parts)])
+    order = np.array(unknown + known, dtype=np.int64)
+    return Forecast.concatenate(parts, [order[start:end] for start, end in pairwise(ends)])
+
+
+def _not_candidates(requests: list[Request], pool: ModelPool) -> NDArray[np.bool_]:
+    asked = [request.candidates for request in requests]
+    if not any(candidates is not None for candidates in asked):
+        return np.zeros((1, len(pool)), dtype=bool)
+    return np.array([[names is not None and name not in names for name in pool.names] for names in asked])
 
 
 def _most(limits: Limits, model: str, kind: str) -> float:
@@ -92,35 +120,15 @@ def _most(limits: Limits, model: str, kind: str) -> float:
     return min((limit.most for limit in limits.models.get(model, ()) if limit.kind == kind), default=math.inf)
 
 
-def _adjusted(router: Router, forecast: Forecast, policy: Policy) -> tuple[FloatArray, list[str], bool]:
-    """(N, M) by which models are ranked, why for each query, and whether the floor holds: `Router.route` for many."""
-    policy = router._checked(policy)  # noqa: SLF001
-    learnt, guarantee = router._basis(policy)  # noqa: SLF001
-    if guarantee is not None and learnt is router._certificates.fitted:  # noqa: SLF001
-        choices = [certified_choice(forecast.take(np.array([k])), guarantee, learnt) for k in range(len(forecast))]
-        adjusted, met = np.array([choice for choice, _ in choices]), holds(guarantee)
-        # Where the wanted model is full, the others follow in their order: least stays least, and finite.
-        adjusted = np.where(np.isneginf(adjusted), -FIRST, adjusted)
-        reasons = [reason for _, reason in choices]
-    else:
-        prices, met = router._prices.of(policy, learnt)  # noqa: SLF001
-        adjusted = (1 + prices.budget) * forecast.cost_usd - quality_price(prices, "min_quality") * forecast.quality
-        reasons = ["decided at the current prices, with what its window left free"] * len(forecast)
-    for k in range(len(forecast)):
-        with router._lock:  # noqa: SLF001
-            explored = router._exploration.turn()  # noqa: SLF001
-        if explored is not None and explored in forecast.models:
-            adjusted[k, forecast.models.index(explored)] = -FIRST
-            reasons[k] = f"explores {explored}, of which little is known"
-    return adjusted, reasons, met
-
-
 def remember(router: Router, request: Request, column: int) -> Decision:
-    """A decision that the router takes feedback for."""
-    worth = request.worth
+    """A decision that the router takes feedback for: the one made already, where the query goes there."""
+    worth, planned = request.worth, request.decision
     assert worth is not None
-    # A certificate is about the model that its price wants, no other.
-    met = worth.floor_met and (request.policy.confidence is None or column == worth.adjusted.argmin())
-    return router._recent.decide(  # noqa: SLF001
-        request.query, column, worth.forecast, worth.row, worth.adjusted, worth.reason, floor_met=met
-    )
+    if planned is not None and planned.model == worth.pool.names[column]:
+        return planned
+    ranking = worth.ranking
+    # A certificate is about the model that its price wants, no other; a floor is about free choice.
+    pinned = request.candidates is not None and len(request.candidates) == 1
+    if pinned or (request.policy.confidence is not None and column != worth.adjusted.argmin()):
+        ranking = Ranking(ranking.adjusted, ranking.reasons, floor_met=False)
+    return router.decide(request.query, worth.forecast, worth.row, ranking, column)

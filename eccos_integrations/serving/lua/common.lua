@@ -51,22 +51,27 @@ if forgot then
   clock.opens = math.max(clock.opens or 0, clock.born + blind_us)
 end
 
--- `booked` is flat: number of the sub-counter, amount, and so on, oldest first.
-local function used(counter, part_us, parts)
-  local oldest = math.floor(now / part_us) - parts
-  local kept, sum = {}, counter.held
-  for i = 1, #counter.booked, 2 do
-    if counter.booked[i] > oldest then
-      kept[#kept + 1], kept[#kept + 2] = counter.booked[i], counter.booked[i + 1]
-      sum = sum + counter.booked[i + 1]
+-- `booked` is flat: number of the sub-counter, amount, and so on, oldest first. What counts of it now is summed up once
+-- for all leases of a script.
+local sums = {}
+local function used(key, part_us, parts)
+  local counter = record(key)
+  if not sums[key] then
+    local oldest = math.floor(now / part_us) - parts
+    local kept, sum = {}, 0
+    for i = 1, #counter.booked, 2 do
+      if counter.booked[i] > oldest then
+        kept[#kept + 1], kept[#kept + 2] = counter.booked[i], counter.booked[i + 1]
+        sum = sum + counter.booked[i + 1]
+      end
     end
+    counter.booked, sums[key] = kept, sum
   end
-  counter.booked = kept
-  return sum
+  return counter.held + sums[key]
 end
 
-local function book(counter, part, amount)
-  local booked = counter.booked
+local function book(key, part, amount)
+  local booked = record(key).booked
   local i = #booked - 1
   while i > 0 and booked[i] > part do
     i = i - 2
@@ -76,6 +81,9 @@ local function book(counter, part, amount)
   else
     table.insert(booked, i + 2, amount)
     table.insert(booked, i + 2, part)
+  end
+  if sums[key] then
+    sums[key] = sums[key] + amount
   end
 end
 
@@ -94,11 +102,11 @@ local function finish(id, at, spent)
       counter.held = counter.held - amount
       if spent ~= false and parts > 0 then
         local real = spent and spent[kind] or amount
-        book(counter, math.floor(at / part_us), real)
+        book(key, math.floor(at / part_us), real)
         counter.overrun = counter.overrun + math.max(0, real - amount)
       end
     elseif spent == false and counter.booked[1] and math.floor(since / part_us) >= counter.booked[1] then
-      book(counter, math.floor(since / part_us), -amount)
+      book(key, math.floor(since / part_us), -amount)
     end
   end
   return 1
@@ -109,9 +117,9 @@ for i = 1, #expired, 2 do
   finish(expired[i], tonumber(expired[i + 1]), nil)
 end
 
-local function reply(...)
+local function reply(answers)
   for key, packed in pairs(records) do
     redis.call('HSET', counts, key, cmsgpack.pack(packed))
   end
-  return { now, clock.epoch, clock.granted, forgot and 1 or 0, ... }
+  return { now, clock.epoch, clock.granted, forgot and 1 or 0, unpack(answers) }
 end

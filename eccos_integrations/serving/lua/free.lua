@@ -1,7 +1,6 @@
 local found = {}
 while place < #ARGV do
   local key, part_us, parts = take(), number(), number()
-  local counter = record(key)
-  found[#found + 1], found[#found + 2] = used(counter, part_us, parts), counter.overrun
+  found[#found + 1], found[#found + 2] = used(key, part_us, parts), record(key).overrun
 end
-return reply(unpack(found))
+return reply(found)

@@ -1,6 +1,10 @@
-local id, lease_us = take(), number()
-if redis.call('HEXISTS', leases, id) == 0 then
-  return reply(0)
+local lease_us, renewed = number(), {}
+while place < #ARGV do
+  local id = take()
+  local known = redis.call('HEXISTS', leases, id)
+  if known == 1 then
+    redis.call('ZADD', due, now + lease_us, id)
+  end
+  renewed[#renewed + 1] = known
 end
-redis.call('ZADD', due, now + lease_us, id)
-return reply(1)
+return reply(renewed)
