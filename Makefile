@@ -69,6 +69,6 @@ clean: ## remove what make made
 	@touch $@
 
 .venv/.dev: .venv/.pip pyproject.toml
-	@echo "Installing eccos-integrations[neural,langchain,llamaindex,plots,notebooks] and the development tools"
-	@$(PIP) --group dev --editable '.[neural,langchain,llamaindex,plots,notebooks]'
+	@echo "Installing eccos-integrations[neural,langchain,agents,llamaindex,redis,metrics,plots,notebooks] and the development tools"
+	@$(PIP) --group dev --editable '.[neural,langchain,agents,llamaindex,redis,metrics,plots,notebooks]'
 	@touch .venv/.demo $@

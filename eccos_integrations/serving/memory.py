@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from eccos_integrations.serving.conversations import Conversations, Home
 from eccos_integrations.serving.counters import MICRO, Counter, Kind, Limits, amounts
-from eccos_integrations.serving.limits import Free, Lease, Ledger, Refused
+from eccos_integrations.serving.ledger import Free, Lease, Ledger, Refused
 
 
 class Held:

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 from eccos_integrations.serving.conversations import Conversations, Home
 from eccos_integrations.serving.counters import GUESS_US, MICRO, Limits, amounts
-from eccos_integrations.serving.limits import LAG_S, MINUTE_S, Ask, End, Free, Lease, Ledger, Refused, StoreError
+from eccos_integrations.serving.ledger import LAG_S, Ask, End, Free, Lease, Ledger, Refused, StoreError
 from eccos_integrations.serving.memory import MemoryLedger
 from eccos_integrations.serving.store import Store
 
@@ -44,7 +44,7 @@ class RedisLedger(Ledger):
         super().__init__(limits, lease_s)
         self._arguments = (uri, name, limits, lease_s, clock, local)
         self._local = local
-        self._store = Store(uri, name, MINUTE_S + 2 * LAG_S + lease_s, clock)
+        self._store = Store(uri, name, 60 + 2 * LAG_S + lease_s, clock)
         self._lease_us = round(lease_s * MICRO)
         longest_us = max((limit.part_us * limit.parts for limit in limits.budgets.values()), default=0)
         self._keep_s = KEEP_S + longest_us // MICRO

@@ -18,7 +18,7 @@ from eccos_integrations.router import Router
 from eccos_integrations.serving.conversations import Home
 from eccos_integrations.serving.greedy import place
 from eccos_integrations.serving.health import Health
-from eccos_integrations.serving.limits import Ask, End, Lease, Ledger, Refused
+from eccos_integrations.serving.ledger import Ask, End, Lease, Ledger, Refused
 from eccos_integrations.serving.metrics import Metrics, Reason
 from eccos_integrations.serving.window import Arrivals, BackpressureError, Request, Ticket, Usage, Worth
 from eccos_integrations.serving.worth import appraise, remember
@@ -141,6 +141,7 @@ class Rounds:
                 for request in waiting:
                     self._refuse(request, error)
                 pause_s = POLL_S
+            self._metrics.queue(self.waiting)
             self._wake()
             with self._lock:
                 queued = self._waiting or self._ended or len(self._arrivals)
@@ -191,14 +192,14 @@ class Rounds:
             if not self._place(waiting[start : start + AT_ONCE], now):
                 break
         self._waiting = [request for request in waiting if not request.future.done()]
+        if decided := len(waiting) - len(self._waiting):
+            self._metrics.solved(self._clock() - now, decided)
         if hurried := [request for request in self._waiting if not request.patient]:
             for request in hurried:
                 self._refuse(request, BackpressureError(
                     "no model has room now, and to wait here would keep the event loop from ending the calls that take "
                     "it up: await the async method", self._retry_s))  # fmt: skip
             self._waiting = [request for request in self._waiting if request.patient]
-        self._metrics.solved(self._clock() - now, len(waiting) - len(self._waiting))
-        self._metrics.queue(len(self._waiting))
         if not self._waiting:
             return 0.0
         soonest = min(min(request.expires_s for request in self._waiting) - now, POLL_S, self._retry_s)
@@ -344,7 +345,7 @@ class Rounds:
         if not request.future.done() and request.future.set_running_or_notify_cancel():
             own = copy.copy(error)
             own.__cause__ = request.error or error.__cause__
-            self._metrics.refused(_reason(error))
+            self._metrics.refused(_reason(error, request))
             request.future.set_exception(own)
             self._tell(request)
 
@@ -369,8 +370,8 @@ def _set(waiters: list[asyncio.Future[None]]) -> None:
             waiter.set_result(None)
 
 
-def _reason(error: Exception) -> Reason:
+def _reason(error: Exception, request: Request) -> Reason:
     """Why there is no model, in the words of the metrics."""
     if isinstance(error, BackpressureError):
-        return "deadline"
+        return "deadline" if request.patient else "backpressure"
     return "no_capacity" if isinstance(error, NoCapacityError) else "error"

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from eccos_integrations.errors import ConfigError, MissingExtraError
 from eccos_integrations.serving.counters import MICRO
-from eccos_integrations.serving.limits import StoreError
+from eccos_integrations.serving.ledger import StoreError
 
 logger = logging.getLogger("eccos")
 
@@ -108,6 +108,7 @@ class Store:
             found: list[str | None] = self._client.mget([self._key(name) for name in conversations])
         except self._failures as error:
             return self._lost(error)
+        self._heard()
         return found
 
     def note(self, conversations: Mapping[str, str], keep_s: int) -> None:
@@ -121,6 +122,8 @@ class Store:
                 pipe.execute()
         except self._failures as error:
             self._lost(error)
+        else:
+            self._heard()
 
     def close(self) -> None:
         """Close the idle connections that belong to no event loop."""
@@ -166,15 +169,18 @@ class Store:
 
     def _found(self, asked_s: float, reply: list[Any]) -> list[int]:
         now_us, epoch, granted, forgot, *answer = reply
-        if self._away_until > -math.inf:
-            self._away_until = -math.inf
-            logger.warning("the store of the limits is back: %s", self.place)
+        self._heard()
         if forgot:
             logger.warning("the store of the limits lost its records and budgets start anew: %s", self.place)
         seen = self._seen
         if seen is None or epoch != seen.epoch or now_us >= seen.now_us:  # answers may overtake one another
             self._seen = Seen(asked_s, self._clock(), now_us, epoch, granted)
         return answer
+
+    def _heard(self) -> None:
+        if self._away_until > -math.inf:
+            self._away_until = -math.inf
+            logger.warning("the store of the limits is back: %s", self.place)
 
     def _gate(self) -> StoreError | None:
         now_s = self._clock()

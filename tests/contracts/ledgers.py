@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from eccos_integrations import ConfigError, Model, ModelPool
-from eccos_integrations.serving.limits import LAG_S, Budget, Lease, Refused
+from eccos_integrations.serving.conversations import Home
+from eccos_integrations.serving.limits import LAG_S, Ask, Budget, End, Lease, Refused
 
 POOL = ModelPool([
     Model(name="calls", max_concurrency=2),
@@ -363,6 +364,39 @@ class LedgerContract:
         with pytest.raises(ConfigError, match="cost_usd=nan"):
             ledger.reconcile(lease, 10, math.nan)
         assert ledger.reconcile(lease, 10, 0.1)
+
+    def test_many_in_one_go_are_as_many_one_after_another(self, world):
+        one = world.open(POOL, [TEAM])
+        ledger = getattr(one, "ledger", one)
+        asks = [Ask("calls", 10, 0.1), Ask("requests", 1, 0.2), Ask("calls", 10, 0.3), Ask("calls", 10, 0.1, [])]
+        asks += [Ask("tokens", 900, 0.1), Ask("tokens", 200, 0.1), Ask("free", 1, 0.4), Ask("free", 1, 0.0, [])]
+        leases = ledger.reserve_all(asks)
+        full = ["max_concurrency", "tokens_per_minute", "budget team"]
+        assert [answer.limit for answer in leases if isinstance(answer, Refused)] == full
+        granted = [answer for answer in leases if isinstance(answer, Lease)]
+        assert len({lease.id for lease in granted}) == 5
+        assert ledger.renew_all(granted) == [True] * 5
+        ends = [End(granted[0], 5, 0.05), End(granted[1]), End(granted[2], sent=False), End(granted[3], 950, 0.1)]
+        assert ledger.end_all([*ends, ends[0]]) == [True, True, True, True, False]
+        free = one.free()
+        assert free.concurrency[0] == 2
+        assert free.tokens[2] == 50
+        assert free.overrun_tokens[2] == 50
+        assert free.budgets_usd["team"] == pytest.approx(1 - 0.05 - 0.2 - 0.1)
+        assert ledger.reserve_all([]) == ledger.end_all([]) == ledger.renew_all([]) == []
+
+    def test_what_is_wrong_with_one_of_many_reserves_none(self, ledger):
+        ledger = getattr(ledger, "ledger", ledger)
+        with pytest.raises(ConfigError, match="nano"):
+            ledger.reserve_all([Ask("nano", 1, 0), Ask("calls", 1, 0)])
+        assert ledger.free().concurrency[0] == 2
+
+    def test_conversations_are_remembered_with_their_latest_home(self, ledger):
+        ledger = getattr(ledger, "ledger", ledger)
+        assert ledger.homes(["a", "b"]) == [None, None]
+        ledger.keep({"a": Home("calls", 10), "b": Home("a model: 7 of 9", 20)})
+        ledger.keep({"a": Home("tokens", 30)})
+        assert ledger.homes(["b", "a", "c"]) == [Home("a model: 7 of 9", 20), Home("tokens", 30), None]
 
     def test_a_ledger_can_be_closed_twice(self, ledger):
         ledger.try_reserve("all", 1, 0)
