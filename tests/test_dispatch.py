@@ -81,7 +81,7 @@ def until(condition):
 
 def settled(dispatcher, ledger=None):
     """Wait until nothing is reserved; a ledger that is limited says so."""
-    until(lambda: not dispatcher._rounds._leases and not dispatcher._rounds._ended)
+    until(lambda: not dispatcher._rounds.books._leases and not dispatcher._rounds.books._ended)
     if ledger is not None:
         until(lambda: not ledger._leases)
 
@@ -294,7 +294,7 @@ def test_a_query_that_fits_nowhere_now_waits_for_a_place():
     with Dispatcher(router, window_s=0, deadline_s=LONG) as dispatcher, ThreadPoolExecutor(9) as threads:
         go = threading.Event()
         held = [threads.submit(dispatcher.call, "hello", lambda t: (go.wait(10) and t.model, USAGE)) for _ in range(4)]
-        until(lambda: len(dispatcher._rounds._leases) == 4)
+        until(lambda: len(dispatcher._rounds.books._leases) == 4)
         late = threads.submit(dispatcher.call, "hello", answer)
         until(lambda: dispatcher._rounds._waiting)
         assert not late.done()
@@ -336,7 +336,7 @@ def test_more_than_may_wait_are_turned_away():
         futures = []
         for k in range(1, 5):
             futures.append(pool.submit(dispatcher.call, "hello", lambda t: (go.wait(10), USAGE)))
-            until(lambda k=k: len(dispatcher._rounds._leases) == k and dispatcher.waiting == 0)
+            until(lambda k=k: len(dispatcher._rounds.books._leases) == k and dispatcher.waiting == 0)
         futures += [pool.submit(dispatcher.call, "hello", answer) for _ in range(2)]
         until(lambda: dispatcher.waiting == 2)
         with pytest.raises(BackpressureError, match="max_waiting: 2 queries wait already"):
@@ -415,7 +415,7 @@ def test_a_model_that_joins_or_leaves_the_router_does_so_for_those_who_wait_too(
     with Dispatcher(router, window_s=0, deadline_s=LONG) as dispatcher, ThreadPoolExecutor(9) as threads:
         go = threading.Event()
         held = [threads.submit(dispatcher.call, "hello", lambda t: (go.wait(10), USAGE)) for _ in range(4)]
-        until(lambda: len(dispatcher._rounds._leases) == 4)
+        until(lambda: len(dispatcher._rounds.books._leases) == 4)
         late = threads.submit(dispatcher.call, "hello", answer)
         until(lambda: dispatcher._rounds._waiting)
         router.remove_model("tiny")

@@ -202,7 +202,7 @@ def test_what_it_does_is_counted():
         dispatcher.call("hello", failing(ApiError(429, retry_after=60))[0])
         with dispatcher.ticket("hello", candidates=["large"]), pytest.raises(BackpressureError):
             dispatcher.call("hello", answer, candidates=["large"], deadline_s=0.01)
-        until(lambda: not dispatcher._rounds._ended)
+        until(lambda: not dispatcher._rounds.books._ended)
     text = metrics.text()
     for line in (
         'eccos_decisions_total{model="tiny"} 1.0',

@@ -115,9 +115,9 @@ def test_while_the_store_is_away_a_share_of_the_limits_goes_on(lasting_server, c
             return dispatcher.call("hello", lambda t: (go.wait(20), (t.model, USAGE))[1], candidates=["tiny"])
 
         calls = [threads.submit(held, k) for k in range(4)]
-        until(lambda: len(dispatcher._rounds._leases) == 2)  # a fifth of ten
+        until(lambda: len(dispatcher._rounds.books._leases) == 2)  # a fifth of ten
         time.sleep(0.1)
-        assert len(dispatcher._rounds._leases) == 2
+        assert len(dispatcher._rounds.books._leases) == 2
         go.set()
         assert [call.result(20).answer for call in calls] == ["tiny"] * 4
         lasting_server.start()

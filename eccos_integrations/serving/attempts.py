@@ -76,7 +76,7 @@ class Attempts:
     def wait(self, request: Request) -> Ticket:
         """Wait for a ticket. In a running event loop, whose own calls could never end meanwhile, only where none is."""
         if (loop := _running_loop()) is not None:
-            request.at_once, request.patient = True, not self._rounds.holds(loop)
+            request.at_once, request.patient = True, not self._rounds.books.holds(loop)
         self._rounds.join(request)
         try:
             ticket: Ticket = request.future.result()

@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 import threading
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -15,10 +15,10 @@ from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.ranking import FIRST
 from eccos_integrations.router import Router
-from eccos_integrations.serving.conversations import Home
+from eccos_integrations.serving.books import Books
 from eccos_integrations.serving.greedy import place
 from eccos_integrations.serving.health import Health
-from eccos_integrations.serving.ledger import Ask, End, Lease, Ledger, Refused
+from eccos_integrations.serving.ledger import Ask, Lease, Ledger, Refused
 from eccos_integrations.serving.metrics import Metrics, Reason
 from eccos_integrations.serving.window import Arrivals, BackpressureError, Request, Ticket, Usage, Worth
 from eccos_integrations.serving.worth import appraise, remember
@@ -46,19 +46,17 @@ class Rounds:
         seed: int,
     ) -> None:
         self.health = Health(router.models, clock, seed)
+        self.books = Books(ledger, clock)
         self._router, self._ledger, self._clock, self._metrics = router, ledger, clock, metrics
         self._max_waiting, self._strict = max_waiting, strict
         self._arrivals: Arrivals[Request] = Arrivals(window_s)
         self._waiting: list[Request] = []
         self._models: list[str] = []  # of this round
-        self._leases: dict[str, tuple[Lease, asyncio.AbstractEventLoop | None]] = {}  # and where the call is awaited
         self._answered: list[asyncio.Future[None]] = []
-        self._ended: deque[tuple[End, str | None, Home]] = deque()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
         self._retry_s = POLL_S
-        self._renew_at = clock() + ledger.lease_s / 3
 
     @property
     def waiting(self) -> int:
@@ -81,30 +79,12 @@ class Rounds:
             self._arrivals.put(request, at_once=request.at_once)
             self._start()
 
-    def holds(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether calls that are awaited in this event loop are under way."""
-        with self._lock:
-            return any(where is loop for _, where in self._leases.values())
-
     def end(
         self, ticket: Ticket, usage: Usage | None = None, *, sent: bool = True, conversation: str | None = None
     ) -> None:
-        """A call has ended; what it used goes to the ledger in the thread.
-
-        Args:
-            ticket: Of the call.
-            usage: None: not known.
-            sent: Whether the provider saw it.
-            conversation: That is at home there from now on.
-        """
-        lease, end = ticket.lease, End(ticket.lease, sent=sent)
-        tokens = 0 if usage is None else usage.input_tokens + usage.output_tokens
-        if usage is not None:
-            usd = usage.usd(ticket.entry)
-            end = End(lease, tokens, lease.cost_usd if usd is None else usd)
+        """A call has ended; what it used goes to the ledger in the thread. Arguments as `Books.end`."""
         with self._lock:
-            self._leases.pop(lease.id, None)
-            self._ended.append((end, conversation, Home(lease.model, tokens)))
+            self.books.end(ticket, usage, sent=sent, conversation=conversation)
             self._arrivals.poke()
             self._start()
 
@@ -127,9 +107,9 @@ class Rounds:
         while True:
             came = self._arrivals.take(pause_s)
             self._waiting += came
-            busy = bool(came or self._ended or self._leases)
-            self._settle()
-            self._renew()
+            busy = bool(came or self.books.open)
+            self.books.settle()
+            self.books.renew()
             try:
                 if self._closed:
                     raise ConfigError("dispatcher: it is closed; make another")  # noqa: TRY301
@@ -144,33 +124,11 @@ class Rounds:
             self._metrics.queue(self.waiting)
             self._wake()
             with self._lock:
-                queued = self._waiting or self._ended or len(self._arrivals)
+                queued = self._waiting or self.books.unsettled or len(self._arrivals)
                 if not queued and (self._closed or (idle and not busy)):
                     self._thread = None
                     return
             idle = not busy
-
-    def _settle(self) -> None:
-        """Book the calls that have ended. What fails costs a lease time, never an answer."""
-        while self._ended:
-            ended = [self._ended.popleft() for _ in range(min(len(self._ended), AT_ONCE))]
-            try:
-                self._ledger.end_all([end for end, _, _ in ended])
-                if homes := {conversation: home for _, conversation, home in ended if conversation is not None}:
-                    self._ledger.keep(homes)
-            except Exception as error:  # noqa: BLE001
-                name = type(error).__name__
-                logger.warning("%d calls could not be booked (%s): they count until they expire", len(ended), name)
-
-    def _renew(self) -> None:
-        if self._clock() < self._renew_at:
-            return
-        self._renew_at = self._clock() + self._ledger.lease_s / 3
-        with self._lock:
-            leases = [lease for lease, _ in self._leases.values()]
-        for start in range(0, len(leases), AT_ONCE):
-            with suppress(EccosError):  # the store is away, which is said elsewhere; in a third of a lease's time again
-                self._ledger.renew_all(leases[start : start + AT_ONCE])
 
     def _round(self) -> float:
         """Decide who waits, as far as there is room; returns after how many seconds to look again."""
@@ -331,8 +289,7 @@ class Rounds:
         request.attempts += 1
         cap = None if math.isinf(worth.caps[j]) else int(worth.caps[j])
         loop = None if request.waiter is None else request.waiter.get_loop()
-        with self._lock:
-            self._leases[answer.id] = answer, loop
+        self.books.begin(answer, loop)
         generation = self.health.begin(model)
         request.future.set_result(Ticket(decision, cap, request.attempts, entry, answer, generation, now))
         self._metrics.decided(model)
