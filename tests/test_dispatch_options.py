@@ -2,14 +2,16 @@
 
 import asyncio
 import copy
+import os
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from eccos_integrations import ConfigError, NoCapacityError, Policy
+from eccos_integrations import ConfigError, Forecast, NoCapacityError, Policy, Router
 from eccos_integrations.serving.dispatch import BackpressureError, Dispatcher
 from eccos_integrations.serving.metrics import PrometheusMetrics
 from eccos_integrations.serving.per_call import per_call
@@ -216,3 +218,40 @@ def test_what_it_does_is_counted():
         "eccos_queue_depth 0.0",
     ):
         assert line in text, line
+
+
+# -- forks
+
+
+class Slow:
+    """Forecasts under a lock, as some do; slowly, when told to."""
+
+    def __init__(self):
+        self.lock, self.begun, self.pause_s = threading.Lock(), threading.Event(), 0.0
+
+    def fit(self, table, pool, *, seed=0):
+        self.names = pool.names
+
+    def forecast(self, queries):
+        with self.lock:
+            self.begun.set()
+            time.sleep(self.pause_s)
+            shape = len(queries), len(self.names)
+            return Forecast(self.names, np.full(shape, 0.5), np.tile([1.0, 2.0, 3.0, 4.0], (shape[0], 1)))
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_in_the_middle_of_a_decision_leaves_the_child_no_lock_that_is_held_for_ever():
+    predictor = Slow()
+    dispatcher = Dispatcher(Router.fit(make_table(seed=0, per_task=20), predictor=predictor), window_s=0)
+    dispatcher.call("hello", answer)
+    predictor.begun.clear()
+    predictor.pause_s = 0.3
+    with ThreadPoolExecutor(1) as threads:
+        busy = threads.submit(dispatcher.call, "hello", answer)
+        assert predictor.begun.wait(10)
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0 if dispatcher.call("hello", answer).answer == "tiny" else 1)
+        assert busy.result(10).answer == "tiny"
+    until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)

@@ -13,6 +13,7 @@ EXACT = 200_000  # vectors; beyond, an inverted file looks into a part of them
 # Neighbours equal to this many digits are ties, and the history's own order breaks them: faiss's rounding depends on
 # how many queries are asked at once.
 SIMILARITY_DIGITS = 5
+SMALL = 10**9  # multiplications: where other programs are busy, waiting for a second thread takes longer
 TIES, LEAST_TIES = 4, 16  # a quarter more than needed are looked at, and no fewer than so many
 
 
@@ -74,7 +75,12 @@ def _nearest(index: Any, rows: NDArray[np.int64], x: FloatArray, k: int) -> tupl
         if ivf:
             only.nprobe = index.nprobe
     more = k + max(k // TIES, LEAST_TIES)  # so that the history's order can settle ties at the end
-    similarity, at = index.search(x.astype(np.float32), min(more, len(rows)), params=only)
+    threads = faiss.omp_get_max_threads()  # of this thread; others keep theirs
+    faiss.omp_set_num_threads(1 if x.size * index.ntotal < SMALL else threads)
+    try:
+        similarity, at = index.search(x.astype(np.float32), min(more, len(rows)), params=only)
+    finally:
+        faiss.omp_set_num_threads(threads)
     similarity = np.where(at >= 0, np.clip(similarity.astype(np.float64).round(SIMILARITY_DIGITS), 0, 1), 0.0)
     near = np.where(at >= 0, rows[at], 0)
     order = np.lexsort((near, -similarity), axis=1)[:, :k]

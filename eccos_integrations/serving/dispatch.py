@@ -92,9 +92,8 @@ class Dispatcher:
         self.router = router
         self.ledger = open_ledger("memory://", router.pool) if ledger is None else ledger
         self._clear()
-        if hasattr(os, "register_at_fork"):  # in the child there is no thread, and locks may be held for ever
-            me = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _start_afresh(me()))
+        if hasattr(os, "register_at_fork"):
+            _survive_forks(weakref.ref(self))
 
     def _clear(self) -> None:
         own = self._settings
@@ -270,6 +269,22 @@ class Dispatcher:
         await asyncio.to_thread(self.close)
 
 
-def _start_afresh(dispatcher: Dispatcher | None) -> None:
-    if dispatcher is not None:
-        dispatcher._clear()  # noqa: SLF001
+def _survive_forks(me: "weakref.ref[Dispatcher]") -> None:
+    """Fork between two turns of the thread, which is not there in the child, where a lock it holds is held for ever."""
+    turns: list[Any] = []
+
+    def before() -> None:
+        if (dispatcher := me()) is not None:
+            turns.append(dispatcher._rounds.turn)  # noqa: SLF001
+            turns[-1].acquire()
+
+    def after() -> None:
+        while turns:
+            turns.pop().release()
+
+    def in_child() -> None:
+        turns.clear()
+        if (dispatcher := me()) is not None:
+            dispatcher._clear()  # noqa: SLF001
+
+    os.register_at_fork(before=before, after_in_parent=after, after_in_child=in_child)

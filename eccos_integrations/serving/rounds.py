@@ -45,6 +45,7 @@ class Rounds:
         strict: bool,
         seed: int,
     ) -> None:
+        self.turn = threading.RLock()  # held while anything is decided or booked; a fork waits for it
         self.health = Health(router.models, clock, seed)
         self.books = Books(ledger, clock)
         self._router, self._ledger, self._clock, self._metrics = router, ledger, clock, metrics
@@ -106,29 +107,35 @@ class Rounds:
         pause_s, idle = 0.0, False
         while True:
             came = self._arrivals.take(pause_s)
-            self._waiting += came
-            busy = bool(came or self.books.open)
-            self.books.settle()
-            self.books.renew()
-            try:
-                if self._closed:
-                    raise ConfigError("dispatcher: it is closed; make another")  # noqa: TRY301
-                pause_s = self._round()
-            except Exception as error:
-                if not isinstance(error, EccosError):
-                    logger.exception("a window could not be decided")
-                waiting, self._waiting = self._waiting, []
-                for request in waiting:
-                    self._refuse(request, error)
-                pause_s = POLL_S
-            self._metrics.queue(self.waiting)
-            self._wake()
+            with self.turn:
+                busy = bool(came or self.books.open)
+                pause_s = self._take_turn(came)
             with self._lock:
                 queued = self._waiting or self.books.unsettled or len(self._arrivals)
                 if not queued and (self._closed or (idle and not busy)):
                     self._thread = None
                     return
             idle = not busy
+
+    def _take_turn(self, came: list[Request]) -> float:
+        """Book what has ended, decide who waits; returns after how many seconds to look again."""
+        self._waiting += came
+        self.books.settle()
+        self.books.renew()
+        try:
+            if self._closed:
+                raise ConfigError("dispatcher: it is closed; make another")  # noqa: TRY301
+            pause_s = self._round()
+        except Exception as error:
+            if not isinstance(error, EccosError):
+                logger.exception("a window could not be decided")
+            waiting, self._waiting = self._waiting, []
+            for request in waiting:
+                self._refuse(request, error)
+            pause_s = POLL_S
+        self._metrics.queue(self.waiting)
+        self._wake()
+        return pause_s
 
     def _round(self) -> float:
         """Decide who waits, as far as there is room; returns after how many seconds to look again."""
