@@ -229,6 +229,9 @@ class Slow:
     def __init__(self):
         self.lock, self.begun, self.pause_s = threading.Lock(), threading.Event(), 0.0
 
+    def __deepcopy__(self, memo):
+        return Slow()
+
     def fit(self, table, pool, *, seed=0):
         self.names = pool.names
 
