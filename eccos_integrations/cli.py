@@ -3,8 +3,9 @@
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -121,6 +122,46 @@ def evaluate(
         print(json.dumps(report.to_dict()))  # noqa: T201  # the answer
     else:
         Console().print(*evaluation_tables(report))
+
+
+@app.command()
+def replay(
+    table: Annotated[
+        Path | None, typer.Argument(help="Outcomes, as for evaluate; default: the bundled sample.")
+    ] = None,
+    pool: Annotated[Path | None, typer.Option(help="Models, limits and speeds (TOML); default: no limits.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On loopback; 0: any free one.")] = 8000,
+    speed: Annotated[float, typer.Option(help="Latencies are divided by it; inf: no waiting.")] = 1.0,
+    error_rate: Annotated[float, typer.Option(help="Part of the calls that answer 500.")] = 0.0,
+    hang_rate: Annotated[float, typer.Option(help="Part that answers nothing for 30 s.")] = 0.0,
+    slow_rate: Annotated[float, typer.Option(help="Part that takes ten times as long.")] = 0.0,
+    malformed_rate: Annotated[float, typer.Option(help="Part whose answer is not JSON.")] = 0.0,
+    cut_rate: Annotated[float, typer.Option(help="Part whose connection ends half-way.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the faults.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Serve a table's models over HTTP as OpenAI does, with limits and faults; at Ctrl-C report what came in."""
+    from eccos_integrations.replay import Faults, ReplayServer
+    from eccos_integrations.replay.command import open_provider, served, served_table
+
+    faults = Faults(
+        error_rate=error_rate,
+        hang_rate=hang_rate,
+        slow_rate=slow_rate,
+        malformed_rate=malformed_rate,
+        cut_rate=cut_rate,
+        seed=seed,
+    )
+    provider = open_provider(table, pool, faults, speed)
+    with ReplayServer(provider, port=port) as server, suppress(KeyboardInterrupt):
+        about = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        about.print(f"Serving {server.url} until Ctrl-C, with any API key, for:", *provider.pool.names, sep="\n  ")
+        threading.Event().wait()
+    figures = served(provider)
+    if as_json:
+        print(json.dumps(figures))  # noqa: T201  # the answer
+    else:
+        Console().print(served_table(figures))
 
 
 @app.command()

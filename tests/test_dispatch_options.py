@@ -4,6 +4,7 @@ import asyncio
 import copy
 import os
 import pickle
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -257,4 +258,9 @@ def test_a_fork_in_the_middle_of_a_decision_leaves_the_child_no_lock_that_is_hel
         if pid == 0:
             os._exit(0 if dispatcher.call("hello", answer).answer == "tiny" else 1)
         assert busy.result(10).answer == "tiny"
-    until(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
+    try:
+        until(lambda: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+    assert status == 0
