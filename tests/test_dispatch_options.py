@@ -247,7 +247,9 @@ class Slow:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_fork_in_the_middle_of_a_decision_leaves_the_child_no_lock_that_is_held_for_ever():
     predictor = Slow()
-    dispatcher = Dispatcher(Router.fit(make_table(seed=0, per_task=20), predictor=predictor), window_s=0)
+    dispatcher = Dispatcher(
+        Router.fit(make_table(seed=0, per_task=20), policy=Policy(), predictor=predictor), window_s=0
+    )
     dispatcher.call("hello", answer)
     predictor.begun.clear()
     predictor.pause_s = 0.3
