@@ -36,10 +36,11 @@ format: .venv/.dev ## let ruff mend what it can
 type: .venv/.dev ## mypy, strict, on the three packages
 	$(BIN)/mypy
 
-bench: .venv/.dev ## the benchmarks; the second takes some ten minutes, the third an hour
+bench: .venv/.dev ## the benchmarks; the second takes some ten minutes, the last an hour
 	@$(PIP) --group bench
 	$(BIN)/pytest --benchmark-enable --benchmark-only benchmarks
 	$(BIN)/eccos bench assignment
+	$(BIN)/eccos bench serving
 	ECCOS_BENCH_ENCODERS=lexical $(BIN)/eccos bench routing
 
 lock: ## write constraints.txt anew from the newest versions that fit together

@@ -146,14 +146,14 @@ class World:
     rows: list[Forecast]
 
     @classmethod
-    def make(cls, *, limited: bool) -> "World":
+    def make(cls, *, limited: bool, predictor: str = "hybrid") -> "World":
         """From the bundled sample."""
         past, unseen = load_sample().select(MODELS).split(0.5, seed=0)
         pool = ModelPool([
             model.model_copy(update={"max_output_tokens": CAP, **(LIMITS[model.name] if limited else {})})
             for model in ModelPool.from_outcomes(past)
         ])  # fmt: skip
-        router = Router.fit(past, pool=pool, policy=POLICY, predictor="hybrid")
+        router = Router.fit(past, pool=pool, policy=POLICY, predictor=predictor)
         forecast = router.forecast(unseen.queries)
         return cls(router, unseen, [forecast.take(np.array([row])) for row in range(len(unseen))])
 
