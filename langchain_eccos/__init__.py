@@ -1,5 +1,34 @@
-"""ECCOS for LangChain: a runnable that routes each input, or a whole batch jointly, among named runnables."""
+"""ECCOS for LangChain: a chat model, a runnable and an agent middleware that route calls, one by one or jointly."""
 
+from typing import TYPE_CHECKING, Any
+
+from langchain_eccos.chat_model import ChatEccos
 from langchain_eccos.runnable import RunnableRouter
 
-__all__ = ["RunnableRouter"]
+if TYPE_CHECKING:
+    from langchain_eccos.callbacks import EccosCostCallback, get_eccos_cost
+    from langchain_eccos.middleware import EccosMiddleware, plan_agent_batch
+
+_ROOMS = {  # looked into when asked for: the middleware needs `langchain`, which chains do without
+    "EccosCostCallback": "callbacks",
+    "EccosMiddleware": "middleware",
+    "get_eccos_cost": "callbacks",
+    "plan_agent_batch": "middleware",
+}
+
+__all__ = [
+    "ChatEccos",
+    "EccosCostCallback",
+    "EccosMiddleware",
+    "RunnableRouter",
+    "get_eccos_cost",
+    "plan_agent_batch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from langchain_core.messages import BaseMessage, convert_to_messages
+from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.prompt_values import PromptValue
 
 from eccos_integrations.errors import ConfigError
@@ -54,6 +55,41 @@ def query_text(value: Any, source: QuerySource = None) -> str:
         except (ValueError, NotImplementedError):
             pass  # a list of something else
     raise ConfigError(f"query: no text found in a {type(value).__name__}; give query=, a function from it to its text")
+
+
+def prompt_tokens(value: Any) -> int | None:
+    """About how many tokens an input has, where it is more than the query: messages, with system prompt and history.
+
+    Args:
+        value: The input of a runnable.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("messages")
+    if isinstance(value, PromptValue):
+        value = value.to_messages()
+    if not isinstance(value, list) or len(value) < 2:
+        return None
+    try:
+        return count_tokens_approximately(convert_to_messages(value))
+    except (ValueError, NotImplementedError):
+        return None  # a list of something else
+
+
+def joined(chunks: Sequence[Any]) -> Any:
+    """Streamed pieces of one input, added up as LangChain does; the last one where they do not add.
+
+    Raises:
+        ConfigError: There are none.
+    """
+    if not chunks:
+        raise ConfigError("input: the stream ended before it began; give at least one piece")
+    whole = chunks[0]
+    for chunk in chunks[1:]:
+        try:
+            whole = whole + chunk
+        except TypeError:
+            whole = chunk
+    return whole
 
 
 def _last_human(messages: Sequence[BaseMessage]) -> str:

@@ -59,6 +59,12 @@ def test_timeouts_lost_connections_and_broken_answers_are_failing(error):
     assert fault(error).kind == "failing"
 
 
+def test_a_broken_answer_is_failing_though_its_response_had_a_sound_status():
+    error = json.JSONDecodeError("x", "", 0)
+    error.response = ApiError(200)
+    assert fault(error).kind == "failing"
+
+
 def test_clients_of_other_libraries_are_known_by_the_names_of_their_classes():
     transport = type("TransportError", (Exception,), {})
     assert fault(type("ReadError", (transport,), {})()).kind == "failing"

@@ -12,7 +12,7 @@ from eccos_integrations.router import Router
 from eccos_integrations.serving.health import fault
 from eccos_integrations.serving.journal import Journal
 from eccos_integrations.serving.metrics import Metrics, Outcome
-from eccos_integrations.serving.rounds import Rounds
+from eccos_integrations.serving.rounds import Rounds, running_loop
 from eccos_integrations.serving.window import Options, Request, Ticket, Usage
 
 
@@ -75,7 +75,7 @@ class Attempts:
 
     def wait(self, request: Request) -> Ticket:
         """Wait for a ticket. In a running event loop, whose own calls could never end meanwhile, only where none is."""
-        if (loop := _running_loop()) is not None:
+        if (loop := running_loop()) is not None:
             request.at_once, request.patient = True, not self._rounds.books.holds(loop)
         self._rounds.join(request)
         try:
@@ -165,10 +165,3 @@ class Attempts:
             forecast_tokens=float(forecast.output_tokens[row, column]),
             tokens=ticket.usage.output_tokens,
         )
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None

@@ -260,6 +260,10 @@ class Dispatcher:
             else:
                 return
 
+    def holds(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether calls that are awaited in this event loop are under way: while it stands still they cannot end."""
+        return self._rounds.books.holds(loop)
+
     def close(self) -> None:
         """Turn away who waits; calls under way may end. Again is fine."""
         self._rounds.close()

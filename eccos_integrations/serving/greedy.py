@@ -37,6 +37,8 @@ def place(cost: FloatArray, tokens: FloatArray, slots: FloatArray, tokens_free: 
     if n == 0:
         return chosen
     fits = np.isfinite(cost) & (tokens <= tokens_free) & (slots >= 1)
+    if n == 1:  # nobody to compete with
+        return np.where(fits.any(axis=1), np.where(fits, cost, np.inf).argmin(axis=1), -1)
     first = int(min(n, np.floor(slots[fits.any(axis=0)]).sum()))  # the most that can be placed at all
     if first:
         _contest(chosen[:first], np.where(fits[:first], cost[:first], np.inf), tokens[:first], slots, tokens_free)

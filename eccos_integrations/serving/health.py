@@ -75,7 +75,9 @@ def _status(error: Exception) -> int | None:
     for owner in (error, getattr(error, "response", None)):
         for name in ("status_code", "status", "code", "http_status"):
             value = getattr(owner, name, None)
-            if isinstance(value, int) and not isinstance(value, bool) and 100 <= value < 600:
+            if (
+                isinstance(value, int) and not isinstance(value, bool) and 400 <= value < 600
+            ):  # a sound one says nothing
                 return int(value)
     return None
 

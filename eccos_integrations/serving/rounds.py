@@ -50,6 +50,7 @@ class Rounds:
         self.books = Books(ledger, clock)
         self._router, self._ledger, self._clock, self._metrics = router, ledger, clock, metrics
         self._max_waiting, self._strict = max_waiting, strict
+        self._window_s = window_s
         self._arrivals: Arrivals[Request] = Arrivals(window_s)
         self._waiting: list[Request] = []
         self._models: list[str] = []  # of this round
@@ -77,17 +78,40 @@ class Rounds:
             if not request.attempts and self.waiting >= self._max_waiting:
                 self._metrics.refused("backpressure")
                 raise BackpressureError(f"max_waiting: {self.waiting} queries wait already", self._retry_s)
-            self._arrivals.put(request, at_once=request.at_once)
-            self._start()
+            here = (
+                request.waiter is None
+                and (self._window_s == 0 or request.at_once)
+                and self.turn.acquire(blocking=False)
+            )
+            if not here:
+                self._arrivals.put(request, at_once=request.at_once)
+                self._start()
+        if here:  # nobody to wait for: what takes two threads takes longer
+            try:
+                self._take_turn([request])
+            finally:
+                self.turn.release()
+            with self._lock:
+                self._start()
+            if not request.future.done():
+                self._arrivals.poke()
 
     def end(
         self, ticket: Ticket, usage: Usage | None = None, *, sent: bool = True, conversation: str | None = None
     ) -> None:
-        """A call has ended; what it used goes to the ledger in the thread. Arguments as `Books.end`."""
+        """A call has ended; what it used goes to the ledger, where event loops pass in the thread. See `Books.end`."""
         with self._lock:
             self.books.end(ticket, usage, sent=sent, conversation=conversation)
+            here = self._window_s == 0 and running_loop() is None and self.turn.acquire(blocking=False)
+            if not here:
+                self._start()
+        if here:
+            try:
+                self.books.settle()
+            finally:
+                self.turn.release()
+        if not here or self._waiting:
             self._arrivals.poke()
-            self._start()
 
     def close(self) -> None:
         """Turn away who waits."""
@@ -112,7 +136,7 @@ class Rounds:
                 pause_s = self._take_turn(came)
             with self._lock:
                 queued = self._waiting or self.books.unsettled or len(self._arrivals)
-                if not queued and (self._closed or (idle and not busy)):
+                if not queued and (self._closed or (idle and not busy and not self.books.open)):
                     self._thread = None
                     return
             idle = not busy
@@ -339,3 +363,11 @@ def _reason(error: Exception, request: Request) -> Reason:
     if isinstance(error, BackpressureError):
         return "deadline" if request.patient else "backpressure"
     return "no_capacity" if isinstance(error, NoCapacityError) else "error"
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread, if any."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -99,6 +99,8 @@ def _forecast(requests: list[Request], router: Router) -> Forecast:
     unknown = [k for k, request in enumerate(requests) if request.forecast is None]
     if len(unknown) == len(requests):
         return router.forecast([request.query for request in requests], requests[0].policy)
+    if len(requests) == 1 and requests[0].forecast is not None:
+        return requests[0].forecast.select(router.models)
     known = [k for k, request in enumerate(requests) if request.forecast is not None]
     parts = [part.select(router.models) for request in requests if (part := request.forecast) is not None]
     if unknown:
