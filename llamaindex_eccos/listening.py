@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index.core.bridge.pydantic import Field
 from llama_index.core.callbacks.token_counting import get_tokens_from_response
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.llm import LLMChatEndEvent, LLMCompletionEndEvent
@@ -28,7 +29,7 @@ _LISTENING = threading.Lock()
 class Asked(BaseSpan):
     """A span in which a question is being answered."""
 
-    question: str
+    question: str = Field(repr=False)
 
 
 class Questions(BaseSpanHandler[Asked]):

@@ -29,6 +29,8 @@ from llamaindex_eccos.events import announce
 from llamaindex_eccos.listening import Meter, listen, question, usage_of
 from llamaindex_eccos.tool_loops import ToolLoops, is_result, new_conversation
 
+MOST_TWINS = 64  # callers may give any cap
+
 T = TypeVar("T")
 Arguments = dict[str, Any]
 
@@ -63,7 +65,7 @@ class RoutedLLM(FunctionCallingLLM):
     dispatcher: Dispatcher | None = Field(default=None, exclude=True, repr=False)
     # The manager each member was last given, to tell it from one of the member's own.
     _lent: dict[str, CallbackManager] = PrivateAttr(default_factory=dict)
-    # Twins of members, by name and cap: they share the member's clients.
+    # Twins of members, by name and cap; kept for the clients that they make.
     _capped: dict[tuple[str, int], LLM] = PrivateAttr(default_factory=dict)
     _loops: ToolLoops = PrivateAttr(default_factory=ToolLoops)
 
@@ -240,6 +242,8 @@ class RoutedLLM(FunctionCallingLLM):
         own = getattr(member, "max_tokens", None)
         if cap is None or "max_tokens" not in type(member).model_fields or (isinstance(own, int) and own <= cap):
             return member
+        if len(self._capped) >= MOST_TWINS:
+            self._capped.clear()
         twin = self._capped.setdefault((name, cap), member.model_copy())
         twin.__dict__.update(member.__dict__, max_tokens=cap)
         return twin

@@ -152,7 +152,9 @@ class Obliging(MockFunctionCallingLLM):
     def respond(self, messages, tools=()):
         if messages[-1].role == "tool" or not tools:
             return ChatMessage(self.name, role="assistant")
-        return ChatMessage(role="assistant", blocks=[TextBlock(text=self.name), *map(self.call_of, tools)])
+        calls = [self.call_of(tool) for tool in tools]
+        legacy = {"tool_calls": [{"id": call.tool_call_id} for call in calls]}  # without it streams of objects are text
+        return ChatMessage(role="assistant", blocks=[TextBlock(text=self.name), *calls], additional_kwargs=legacy)
 
     def call_of(self, tool):
         fields = tool.metadata.fn_schema.model_fields.items()

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from benchmarks import serving
+from benchmarks.serving_parts import load
 from eccos_integrations import Model, ModelPool
 from eccos_integrations.replay import Faults
 from eccos_integrations.replay.log import Entry
@@ -13,13 +14,13 @@ from tests.redis_server import RedisServer, needs_redis
 
 @pytest.fixture(scope="module")
 def world():
-    return serving.World.make(limited=True, predictor="prior")
+    return load.World.make(limited=True, predictor="prior")
 
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(serving, "REQUESTS", 300)
-    monkeypatch.setattr(serving, "CALLERS", 100)
+    monkeypatch.setattr(load, "REQUESTS", 300)
+    monkeypatch.setattr(load, "CALLERS", 100)
 
 
 BUSY = {"given": True, "speed": 200.0, "faults": Faults(error_rate=0.1, hang_rate=0.01, hang_s=0.05, seed=1)}
@@ -37,7 +38,7 @@ def check(figures):
 
 
 def test_one_process_breaks_no_limit_and_loses_nothing(world, small):
-    check(serving.in_one(world, "memory", **BUSY).figures(world.router.pool))
+    check(load.in_one(world, "memory", **BUSY).figures(world.router.pool))
 
 
 @needs_redis
@@ -45,7 +46,7 @@ def test_one_process_breaks_no_limit_and_loses_nothing(world, small):
 def test_neither_do_four_on_redis(world, small, tmp_path):
     server = RedisServer(tmp_path)
     try:
-        check(serving.in_many(world, "redis", server.uri, **BUSY).figures(world.router.pool))
+        check(load.in_many(world, "redis", server.uri, **BUSY).figures(world.router.pool))
     finally:
         server.kill()
 
@@ -65,5 +66,5 @@ def test_logs_of_two_processes_are_counted_as_one():
         return Entry("m", began, 1, 1, status=200, ended=ended, followers=math.inf)
 
     one, other = [entry(0.0, 10.0), entry(20.0, 30.0)], [entry(1.0, 9.0), entry(5.0, 6.0)]
-    figures = serving.Run("two", 4, 1.0, 4, waited_s=[0.0], entries=one + other).figures(ModelPool(pool))
+    figures = load.Run("two", 4, 1.0, 4, waited_s=[0.0], entries=one + other).figures(ModelPool(pool))
     assert figures["violations"] == 2  # the third at a time, the fourth in a minute

@@ -2,13 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
+from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.plan import Decision
+from eccos_integrations.policy import Policy
 from eccos_integrations.pool import ModelPool
 from eccos_integrations.predictors import Forecast
 from eccos_integrations.ranking import Ranking
@@ -46,9 +49,9 @@ def _of_one_policy(
     requests: list[Request], router: Router, limits: Limits, *, strict: bool
 ) -> Sequence[Worth | EccosError]:
     pool, policy = router.pool, requests[0].policy
-    forecast = _forecast(requests, router)
-    given = [math.nan if request.input_tokens is None else request.input_tokens for request in requests]
-    sent = np.where(np.isnan(given), forecast.input_tokens.T, given).T
+    given = np.array([[math.nan if request.input_tokens is None else request.input_tokens] for request in requests])
+    forecast = _of_whole_calls(_forecast(requests, router), given, pool, policy)
+    sent = np.where(np.isnan(given), forecast.input_tokens, given)
     own = np.array([request.max_output_tokens or math.inf for request in requests])
     caps = np.minimum(own[:, None], [model.max_output_tokens or math.inf for model in pool])
     likely = np.where(np.isnan(forecast.output_tokens_p90), forecast.output_tokens, forecast.output_tokens_p90)
@@ -108,6 +111,14 @@ def _forecast(requests: list[Request], router: Router) -> Forecast:
     ends = np.cumsum([0, *(len(part) for part in parts)])
     order = np.array(unknown + known, dtype=np.int64)
     return Forecast.concatenate(parts, [order[start:end] for start, end in pairwise(ends)])
+
+
+def _of_whole_calls(forecast: Forecast, given: FloatArray, pool: ModelPool, policy: Policy) -> Forecast:
+    """With what calls cost whose input (N, 1) is known to be more than the query; a certificate is on queries alone."""
+    if np.isnan(given).all() or policy.confidence is not None:
+        return forecast
+    priced = pool.cost_usd(given, forecast.output_tokens)
+    return replace(forecast, cost_usd=np.where(np.isfinite(priced), priced, forecast.cost_usd))
 
 
 def _not_candidates(requests: list[Request], pool: ModelPool) -> NDArray[np.bool_]:
