@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eccos_integrations import ConfigError
-from eccos_integrations.serving.health import BASE_S, FAILURES, MOST_RETRY_S, MOST_S, Backoff, Fault, Health, fault
+from eccos_integrations.serving.health import BASE_S, FAILURES, MOST_RETRY_S, MOST_S, UNDER_WAY, Backoff, Fault, Health, fault
 
 
 class ApiError(Exception):
@@ -181,12 +181,29 @@ def test_a_probe_that_was_cancelled_makes_room_for_another(health, clock):
 
 def test_calls_from_before_the_circuit_opened_neither_close_it_nor_lengthen_its_rest(health):
     begun = [health.begin("a") for _ in range(30)]
-    fail(health, FAILURES)
+    fail(health, FAILURES + 30 // UNDER_WAY)
     rest_s = health.rest_s("a")
     health.succeeded("a", begun[0])
     for generation in begun[1:]:
         health.failed("a", generation, Fault("failing"))
     assert health.rest_s("a") == rest_s
+    assert health.room("a") == 0
+
+
+def test_of_calls_begun_together_some_may_fail_first(health):
+    begun = [health.begin("a") for _ in range(200)]
+    for generation in begun[:20]:
+        health.failed("a", generation, Fault("failing"))
+    assert health.room("a") == float("inf")
+    for generation in begun[20:]:
+        health.succeeded("a", generation)
+    assert health.room("a") == float("inf")
+
+
+def test_where_all_of_many_fail_it_does_not_take_all_of_them(health):
+    begun = [health.begin("a") for _ in range(200)]
+    for generation in begun[:40]:
+        health.failed("a", generation, Fault("failing"))
     assert health.room("a") == 0
 
 

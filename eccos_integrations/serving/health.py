@@ -18,7 +18,10 @@ FAILING = frozenset({401, 402, 403, 404, 408, 409, 425})  # and 500 up: of this 
 TOO_LONG = ("context_length_exceeded", "contextwindowexceeded", "contextoverflow", "maximum context length",
             "prompt is too long", "context window")  # fmt: skip
 POLICY = ("content_policy", "contentpolicy", "content_filter", "contentfilter", "responsible_ai")
-FAILURES = 3  # in a row, and the circuit opens: a lone failure is the query's affair, which goes elsewhere
+# In a row, and the circuit opens: a lone failure is the query's affair, which goes elsewhere. Calls under way may yet go
+# well, and of those begun together the failures come back first: for every five it takes one more.
+FAILURES = 3
+UNDER_WAY = 5
 BASE_S = 0.5
 MOST_S = 60.0
 MOST_RETRY_S = 3600.0  # of a Retry-After that is believed
@@ -129,10 +132,12 @@ class Backoff:
 class _Circuit:
     """One model: closed (all calls), open until a time (none), then half open (one probe)."""
 
-    __slots__ = ("failures", "generation", "probing", "throttled_until", "until")
+    __slots__ = ("calls", "failures", "generation", "openings", "probing", "throttled_until", "until")
 
     def __init__(self) -> None:
-        self.failures = 0  # in a row; from FAILURES on the circuit is not closed
+        self.calls = 0  # under way
+        self.failures = 0  # in a row, while closed
+        self.openings = 0  # in a row; above 0 the circuit is not closed
         self.until = self.throttled_until = -math.inf
         self.probing = False
         self.generation = 0  # calls begun before the circuit changed say nothing about it
@@ -163,7 +168,7 @@ class Health:
             now = self._clock()
             if now < max(circuit.until, circuit.throttled_until) or circuit.probing:
                 return 0.0
-            return math.inf if circuit.failures < FAILURES else 1.0
+            return 1.0 if circuit.openings else math.inf
 
     def rest_s(self, model: str) -> float:
         """Seconds until a call may begin; 0 = now. While a probe is out, the time is not known: 0."""
@@ -175,17 +180,17 @@ class Health:
         """A call begins; returns what to end it with."""
         with self._lock:
             circuit = self._of(model)
-            circuit.probing = circuit.failures >= FAILURES
+            circuit.calls += 1
+            circuit.probing = circuit.openings > 0
             return circuit.generation
 
     def succeeded(self, model: str, generation: int) -> None:
         """The call went well."""
         with self._lock:
-            circuit = self._of(model)
+            circuit = self._ended(model)
             if generation == circuit.generation:
-                if circuit.failures >= FAILURES:
-                    circuit.generation += 1
-                circuit.failures, circuit.probing = 0, False
+                circuit.generation += circuit.openings > 0
+                circuit.failures, circuit.openings, circuit.probing = 0, 0, False
 
     def failed(self, model: str, generation: int, fault: Fault) -> float:
         """The call failed: seconds that the model rests for it. A context that was too long says nothing of it."""
@@ -193,31 +198,38 @@ class Health:
             self.abandoned(model, generation)
             return 0.0
         with self._lock:
-            circuit = self._of(model)
+            circuit = self._ended(model)
             now = self._clock()
             told_s = fault.retry_s or 0.0
-            news = now + told_s > circuit.throttled_until
+            told_s *= now + told_s > circuit.throttled_until  # news
             if told_s > 0:
-                circuit.throttled_until = max(circuit.throttled_until, now + told_s)
+                circuit.throttled_until = now + told_s
             if generation != circuit.generation:
-                return told_s * news
+                return told_s
             circuit.probing = False
             if fault.kind == "throttled" and fault.retry_s is not None:
-                return told_s * news
-            circuit.failures = max(circuit.failures + 1, FAILURES if fault.kind == "throttled" else 0)
-            if circuit.failures < FAILURES:
-                return told_s * news
+                return told_s
+            circuit.failures += 1
+            enough = circuit.failures >= FAILURES + circuit.calls // UNDER_WAY
+            if not (circuit.openings or enough or fault.kind == "throttled"):
+                return told_s
+            circuit.openings += 1
             circuit.generation += 1
-            rest_s = self.backoff(circuit.failures - FAILURES + 1)
+            rest_s = self.backoff(circuit.openings)
             circuit.until = now + rest_s
             return max(rest_s, told_s)
 
     def abandoned(self, model: str, generation: int) -> None:
         """The call ended without saying anything of the model: cancelled, or its own fault."""
         with self._lock:
-            circuit = self._of(model)
+            circuit = self._ended(model)
             if generation == circuit.generation:
                 circuit.probing = False
+
+    def _ended(self, model: str) -> _Circuit:
+        circuit = self._of(model)
+        circuit.calls = max(0, circuit.calls - 1)
+        return circuit
 
     def _of(self, model: str) -> _Circuit:
         return self._circuits.setdefault(model, _Circuit())
