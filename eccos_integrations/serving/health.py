@@ -18,8 +18,8 @@ FAILING = frozenset({401, 402, 403, 404, 408, 409, 425})  # and 500 up: of this 
 TOO_LONG = ("context_length_exceeded", "contextwindowexceeded", "contextoverflow", "maximum context length",
             "prompt is too long", "context window")  # fmt: skip
 POLICY = ("content_policy", "contentpolicy", "content_filter", "contentfilter", "responsible_ai")
-# In a row, and the circuit opens: a lone failure is the query's affair, which goes elsewhere. Calls under way may yet go
-# well, and of those begun together the failures come back first: for every five it takes one more.
+# In a row, and the circuit opens: a lone failure is the query's affair, which goes elsewhere. Calls under way may yet
+# go well, and of those begun together the failures come back first: for every five it takes one more.
 FAILURES = 3
 UNDER_WAY = 5
 BASE_S = 0.5

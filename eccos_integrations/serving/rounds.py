@@ -21,7 +21,7 @@ from eccos_integrations.serving.health import Health
 from eccos_integrations.serving.ledger import Ask, Lease, Ledger, Refused
 from eccos_integrations.serving.metrics import Metrics, Reason
 from eccos_integrations.serving.window import Arrivals, BackpressureError, Request, Ticket, Usage, Worth
-from eccos_integrations.serving.worth import appraise, remember
+from eccos_integrations.serving.worth import Bounds, appraise, remember
 
 logger = logging.getLogger("eccos")
 
@@ -50,6 +50,7 @@ class Rounds:
         self.books = Books(ledger, clock)
         self._router, self._ledger, self._clock, self._metrics = router, ledger, clock, metrics
         self._max_waiting, self._strict = max_waiting, strict
+        self._bounds = Bounds.of(router.pool, ledger.limits)
         self._window_s = window_s
         self._arrivals: Arrivals[Request] = Arrivals(window_s)
         self._waiting: list[Request] = []
@@ -223,7 +224,10 @@ class Rounds:
                 request.home = home
 
     def _worth(self, requests: list[Request]) -> list[Worth | Exception]:
-        return [*appraise(requests, self._router, self._ledger.limits, strict=self._strict)]
+        pool = self._router.pool
+        if self._bounds.pool is not pool:  # a model has joined or left
+            self._bounds = Bounds.of(pool, self._ledger.limits)
+        return [*appraise(requests, self._router, self._bounds, strict=self._strict)]
 
     def _place(self, waiting: list[Request], now: float) -> bool:
         """Hand tickets to whom the ledger lets; says whether there is room left."""

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -20,13 +20,45 @@ from eccos_integrations.serving.counters import Limits
 from eccos_integrations.serving.window import Request, Worth
 
 
-def appraise(requests: Sequence[Request], router: Router, limits: Limits, *, strict: bool) -> list[Worth | EccosError]:
+@dataclass(frozen=True, eq=False)
+class Bounds:
+    """What each model of a pool could ever take; (M,) each.
+
+    Args:
+        pool: The models.
+        caps: Most output tokens, inf where none is known.
+        windows: Context windows, inf likewise.
+        tokens: The most that can be reserved, inf likewise; NaN: nothing, the limits are of another pool.
+        counted: Whether the tokens of a call matter: they or the money they cost are limited.
+    """
+
+    pool: ModelPool
+    caps: FloatArray
+    windows: FloatArray
+    tokens: FloatArray
+    counted: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, pool: ModelPool, limits: Limits) -> "Bounds":
+        """Of a pool, as far as a ledger goes."""
+        most = {name: [limit.most for limit in own if limit.kind == "tokens"] for name, own in limits.models.items()}
+        tokens = np.array([min(most[name], default=math.inf) if name in most else math.nan for name in pool.names])
+        return cls(
+            pool,
+            np.array([model.max_output_tokens or math.inf for model in pool]),
+            np.array([model.context_window or math.inf for model in pool]),
+            tokens,
+            np.isfinite(tokens) | bool(limits.budgets),
+        )
+
+
+def appraise(requests: Sequence[Request], router: Router, bounds: Bounds, *, strict: bool) -> list[Worth | EccosError]:
     """What the queries of a window are worth to every model: one forecast and one ranking for all of one policy.
 
     Args:
         requests: Of one window.
         router: Forecasts and prices.
-        limits: What could ever be reserved.
+        bounds: Of the router's pool.
         strict: Reserve the cap on output tokens; else what nine in ten answers keep to.
 
     Returns:
@@ -41,34 +73,33 @@ def appraise(requests: Sequence[Request], router: Router, limits: Limits, *, str
     order = sorted(range(len(requests)), key=lambda k: named[id(requests[k].policy)])
     for _, positions in groupby(order, key=lambda k: named[id(requests[k].policy)]):
         group = list(positions)
-        found |= zip(group, _of_one_policy([requests[k] for k in group], router, limits, strict=strict), strict=True)
+        found |= zip(group, _of_one_policy([requests[k] for k in group], router, bounds, strict=strict), strict=True)
     return [found[k] for k in range(len(requests))]
 
 
 def _of_one_policy(
-    requests: list[Request], router: Router, limits: Limits, *, strict: bool
+    requests: list[Request], router: Router, bounds: Bounds, *, strict: bool
 ) -> Sequence[Worth | EccosError]:
-    pool, policy = router.pool, requests[0].policy
+    pool, policy = bounds.pool, requests[0].policy
     given = np.array([[math.nan if request.input_tokens is None else request.input_tokens] for request in requests])
     forecast = _of_whole_calls(_forecast(requests, router), given, pool, policy)
     sent = np.where(np.isnan(given), forecast.input_tokens, given)
     own = np.array([request.max_output_tokens or math.inf for request in requests])
-    caps = np.minimum(own[:, None], [model.max_output_tokens or math.inf for model in pool])
+    caps = np.minimum(own[:, None], bounds.caps)
     likely = np.where(np.isnan(forecast.output_tokens_p90), forecast.output_tokens, forecast.output_tokens_p90)
     output = np.where(np.isfinite(caps), caps, likely) if strict else np.fmin(caps, likely)
     tokens = np.ceil(np.nan_to_num(sent) + np.nan_to_num(output, posinf=0.0))
     priced = pool.cost_usd(sent, output)
     cost_usd = np.where(np.isfinite(priced), priced, forecast.cost_usd)
-    counted = np.array([math.isfinite(_most(limits, name, "tokens")) for name in pool.names]) | bool(limits.budgets)
-    unsized = np.isnan(sent) & counted
-    uncapped = np.isinf(caps) & counted if strict else np.isnan(likely) & np.isinf(caps) & counted
+    unsized = np.isnan(sent) & bounds.counted
+    uncapped = np.isinf(caps) & bounds.counted if strict else np.isnan(likely) & np.isinf(caps) & bounds.counted
 
     barred = {
         "it is not among the candidates": _not_candidates(requests, pool),
-        "the limits are of another pool": np.array([[name not in limits.models for name in pool.names]]),
+        "the limits are of another pool": np.isnan(bounds.tokens)[None],
         "its context window is too short": sent + np.nan_to_num(np.fmin(caps, forecast.output_tokens), posinf=0.0)
-        > [model.context_window or math.inf for model in pool],
-        "its tokens_per_minute are fewer": tokens > [_most(limits, name, "tokens") for name in pool.names],
+        > bounds.windows,
+        "its tokens_per_minute are fewer": tokens > bounds.tokens,
     }
     shut = np.logical_or.reduce([np.broadcast_to(rule, tokens.shape) for rule in barred.values()])
     ranking = router.rank(forecast, policy)
@@ -126,11 +157,6 @@ def _not_candidates(requests: list[Request], pool: ModelPool) -> NDArray[np.bool
     if not any(candidates is not None for candidates in asked):
         return np.zeros((1, len(pool)), dtype=bool)
     return np.array([[names is not None and name not in names for name in pool.names] for names in asked])
-
-
-def _most(limits: Limits, model: str, kind: str) -> float:
-    """The limit of a kind, inf where there is none."""
-    return min((limit.most for limit in limits.models.get(model, ()) if limit.kind == kind), default=math.inf)
 
 
 def remember(router: Router, request: Request, column: int) -> Decision:
