@@ -6,6 +6,8 @@ export ECCOS_DATA_DIR
 
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --build-constraint constraints.txt
+WRAPPER_TESTS := $(wildcard tests/test_langchain*.py tests/test_chat_model*.py tests/test_middleware*.py \
+	tests/test_callbacks*.py tests/test_llamaindex*.py tests/test_same_models.py)
 PACKAGES := eccos_integrations langchain_eccos llamaindex_eccos
 
 .DEFAULT_GOAL := help
@@ -22,8 +24,9 @@ install: .venv/.dev ## everything needed to work on the project, in .venv
 test: .venv/.dev ## the tests: under ten minutes on two cores
 	$(BIN)/pytest -m "not slow"
 
-test-slow: .venv/.dev ## the tests that take longer, or need the data of ECCOS_DATA_DIR
+test-slow: .venv/.dev .venv-floor/.dev ## tests that take longer or need ECCOS_DATA_DIR; the wrappers on their oldest frameworks
 	$(BIN)/pytest -m slow
+	.venv-floor/bin/pytest -m "not slow" $(WRAPPER_TESTS)
 
 lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -55,7 +58,7 @@ lock: ## write constraints.txt anew from the newest versions that fit together
 	rm -rf .venv-lock
 
 clean: ## remove what make made
-	rm -rf .venv .venv-lock .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-lock .venv-floor .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv/.pip: constraints.txt
 	@echo "Setting up .venv with $(PYTHON)"
@@ -73,3 +76,13 @@ clean: ## remove what make made
 	@echo "Installing eccos-integrations[neural,langchain,agents,llamaindex,redis,metrics,plots,notebooks] and the development tools"
 	@$(PIP) --group dev --editable '.[neural,langchain,agents,llamaindex,redis,metrics,plots,notebooks]'
 	@touch .venv/.demo $@
+
+.venv-floor/.dev: .venv/.pip constraints-floor.txt pyproject.toml
+	@echo "Setting up .venv-floor with the versions of constraints-floor.txt"
+	@$(PYTHON) -m venv .venv-floor
+	@sed -n 's/==.*/==/p; /^#/d' constraints-floor.txt | sed 's/^/^/' > .venv-floor/floors
+	@{ grep -v -f .venv-floor/floors constraints.txt; cat constraints-floor.txt; } > .venv-floor/constraints.txt
+	@.venv-floor/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --upgrade pip
+	@.venv-floor/bin/pip install --quiet --disable-pip-version-check --constraint .venv-floor/constraints.txt \
+		--build-constraint constraints.txt --group dev --editable '.[neural,langchain,agents,llamaindex,redis,metrics]'
+	@touch $@
