@@ -1,7 +1,7 @@
 """What LLM runs cost: by the pool's prices, for each model and in total."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -140,13 +140,10 @@ class EccosCostCallback(BaseCallbackHandler):
 
 def _cost(message: BaseMessage | None, name: str, pool: ModelPool) -> ModelCost:
     """Of one call."""
-    told: Mapping[str, Any] = getattr(message, "usage_metadata", None) or {}
-    if told.get("total_cost") == 0:  # so LangChain marks what came from its cache
-        return ModelCost(calls=1)
     usage = usage_of(message)
     if usage is None:
         return ModelCost(calls=1, unknown_calls=1)
-    usd = usage.usd(pool[name]) if name in pool else None
+    usd = usage.usd(pool[name]) if name in pool else usage.cost_usd
     cost = ModelCost(1, usage.input_tokens, usage.cached_tokens, usage.output_tokens)
     return replace(cost, unknown_calls=1) if usd is None else replace(cost, cost_usd=usd)
 

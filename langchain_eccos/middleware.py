@@ -1,4 +1,4 @@
-"""`EccosMiddleware`: each turn of an agent goes to one of several chat models; `plan_agent_batch`: whole runs do."""
+"""`EccosMiddleware`: each turn of an agent goes to one of several chat models."""
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal, NotRequired
 
 from langchain_core.callbacks import BaseCallbackManager
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, convert_to_messages
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import RunnableConfig
-from langchain_core.runnables.config import ensure_config, get_config_list, merge_configs
-from langchain_core.tools import BaseTool
+from langchain_core.runnables.config import ensure_config
 from typing_extensions import TypedDict, override
 
 from eccos_integrations.errors import ConfigError, MissingExtraError
@@ -21,7 +20,6 @@ from eccos_integrations.serving.dispatch import Dispatcher, Options, Ticket, Usa
 from langchain_eccos.abilities import SCHEMA, TOOLS, candidates, media, prompt_tokens
 from langchain_eccos.bindings import SchemaBinding, ToolBinding
 from langchain_eccos.chat_members import ChatMembers
-from langchain_eccos.chats import Chat, decided
 from langchain_eccos.decisions import EVENT, aannounce, announce, child_config, options_of, record, stamped
 from langchain_eccos.member import Meter
 
@@ -40,11 +38,12 @@ try:
     from langgraph.channels.untracked_value import UntrackedValue
     from langgraph.errors import GraphBubbleUp
     from langgraph.types import Command
+
+    from langchain_eccos.portable import portable
 except ImportError:
     raise MissingExtraError("langchain", "agents") from None
 
 MOST_FAILED = 1000  # model nodes whose failure is remembered
-CACHE_SETTINGS = ("cache_control", "prompt_cache_key")
 
 Request = ModelRequest[Any]
 Response = ModelResponse[Any]
@@ -143,7 +142,7 @@ class EccosMiddleware(AgentMiddleware[EccosState, Any, Any]):
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Any:
         """Answer one model call of the agent."""
         if self._is_last_resort(request):
-            return handler(_portable(request, request.model, self.members))
+            return handler(portable(request, request.model, self.members))
         config = ensure_config()
         text, options = self._asked(request, config)
 
@@ -166,7 +165,7 @@ class EccosMiddleware(AgentMiddleware[EccosState, Any, Any]):
     async def awrap_model_call(self, request: Request, handler: Callable[[Request], Awaitable[Response]]) -> Any:
         """As `wrap_model_call`."""
         if self._is_last_resort(request):
-            return await handler(_portable(request, request.model, self.members))
+            return await handler(portable(request, request.model, self.members))
         config = ensure_config()
         text, options = self._asked(request, config)
 
@@ -266,7 +265,7 @@ class _Attempt:
             "tags": [*(member.tags or []), *told["tags"]],
             "callbacks": callbacks,
         })  # fmt: skip
-        self.request = _portable(request.override(model_settings=settings), member, members).override(model=model)
+        self.request = portable(request.override(model_settings=settings), member, members).override(model=model)
 
     def ended(self, response: Response) -> tuple[Response, Usage | None]:
         """The response, with the decision on it if the member is who answered; and what the member used."""
@@ -281,67 +280,6 @@ class _Listener(Meter):
     def heard(self) -> bool:
         """Whether any run has come to its end."""
         return bool(self._uses)
-
-
-def plan_agent_batch(
-    middleware: EccosMiddleware,
-    inputs: Sequence[Any],
-    config: RunnableConfig | Sequence[RunnableConfig] | None = None,
-) -> list[RunnableConfig]:
-    """Decide a batch of agent runs in one joint solve: a config for each, by which its run stays with its model.
-
-    For `agent.batch(inputs, configs)`, whose runs would otherwise be decided one by one. Each config has the model
-    under `eccos_model` and the decision under `eccos_decision` in `configurable`. A run leaves the model only where it
-    fails, or cannot take a call. In an event loop, plan by `asyncio.to_thread`.
-
-    Args:
-        middleware: Of the agent.
-        inputs: As for the agent: with the messages under `messages`.
-        config: For all, or one each. An input whose config has an `eccos_model` keeps it.
-
-    Raises:
-        ConfigError: An input has no messages, or no member can take it.
-        NoCapacityError: An input fits nowhere by the policy's capacity.
-
-    Example:
-        >>> from eccos_integrations import Router, load_sample
-        >>> from langchain.agents import create_agent
-        >>> from langchain_core.language_models import FakeListChatModel
-        >>> router = Router.fit(load_sample().take(range(60)), predictor="prior")
-        >>> members = {name: FakeListChatModel(responses=["4"]) for name in router.models}
-        >>> middleware = EccosMiddleware(members, router)
-        >>> agent = create_agent(members[router.best], middleware=[middleware])
-        >>> inputs = [{"messages": ["What is 2 + 2?"]}, {"messages": ["What is 3 + 3?"]}]
-        >>> configs = plan_agent_batch(middleware, inputs)
-        >>> answers = [state["messages"][-1] for state in agent.batch(inputs, configs)]
-        >>> [answer.response_metadata["eccos"]["model"] for answer in answers] == [
-        ...     config["configurable"]["eccos_model"] for config in configs
-        ... ]
-        True
-    """
-    configs = get_config_list(config if config is None or isinstance(config, dict) else list(config), len(inputs))
-    router, policy, members = middleware.router, middleware.policy, middleware.members
-    chats = [
-        Chat.of(_messages(each), {}, own, router, policy, members) for each, own in zip(inputs, configs, strict=True)
-    ]
-    planned = []
-    for chat, own in zip(decided(chats, router), configs, strict=True):
-        if isinstance(chat, Exception):
-            raise chat
-        decision = chat.options["decision"]
-        assert decision is not None
-        if (own.get("configurable") or {}).get("eccos_model") is None:
-            told = {"eccos_model": decision.model, EVENT: record(decision)}
-            own = merge_configs(own, {"configurable": told})  # noqa: PLW2901
-        planned.append(own)
-    return planned
-
-
-def _messages(value: Any) -> list[BaseMessage]:
-    messages = value.get("messages") if isinstance(value, Mapping) else None
-    if not messages:
-        raise ConfigError(f"inputs: a {type(value).__name__} without messages; give {{'messages': [...]}}")
-    return convert_to_messages([messages] if isinstance(messages, str | BaseMessage) else messages)
 
 
 def _decision(told: Any) -> Decision:
@@ -386,68 +324,3 @@ def _conversation(settings: Mapping[str, Any]) -> str | None:
         return None
     nodes = [step.split(":")[0] for step in str(settings.get("checkpoint_ns") or "").split("|")]
     return "/".join([str(thread), *nodes])
-
-
-# -- what one provider says and another does not understand
-
-
-def _provider(model: BaseChatModel) -> str | None:
-    return model._get_ls_params().get("ls_provider")  # noqa: SLF001  # nothing public says it
-
-
-def _portable(request: Request, member: BaseChatModel, members: Mapping[str, BaseChatModel]) -> Request:
-    """The request as a member can take it.
-
-    An answer of another provider loses all but text and tool calls. Everything else was written for the model of the
-    request: where that is another provider's, it loses its cache marks.
-    """
-    provider = _provider(member)
-    messages: list[Any] = [
-        _plain(message)
-        if isinstance(message, AIMessage) and _origin(message, members) not in {None, provider}
-        else message
-        for message in request.messages
-    ]
-    if _provider(request.model) == provider:
-        return request.override(messages=messages)
-    return request.override(
-        messages=[_unmarked(message) for message in messages],
-        system_message=None if request.system_message is None else _unmarked(request.system_message),
-        tools=[_unmarked_tool(tool) for tool in request.tools],
-        model_settings={name: value for name, value in request.model_settings.items() if name not in CACHE_SETTINGS},
-    )
-
-
-def _origin(message: AIMessage, members: Mapping[str, BaseChatModel]) -> str | None:
-    """The provider of an answer, as far as it says."""
-    told = message.response_metadata.get("eccos")
-    author = members.get(told.get("model", "")) if isinstance(told, dict) else None
-    return message.response_metadata.get("model_provider") if author is None else _provider(author)
-
-
-def _plain(message: AIMessage) -> AIMessage:
-    return AIMessage(
-        message.text, tool_calls=message.tool_calls, invalid_tool_calls=message.invalid_tool_calls, name=message.name
-    )
-
-
-def _unmarked(message: Any) -> Any:
-    if isinstance(message.content, str):
-        return message
-    return message.model_copy(update={"content": [_unmarked_block(block) for block in message.content]})
-
-
-def _unmarked_block(block: Any) -> Any:
-    if not isinstance(block, dict):
-        return block
-    return {
-        key: _unmarked_block(value) if key in {"extras", "metadata"} else value
-        for key, value in block.items()
-        if key not in CACHE_SETTINGS
-    }
-
-
-def _unmarked_tool(tool: Any) -> Any:
-    if isinstance(tool, BaseTool) and tool.extras:
-        return tool.model_copy(update={"extras": _unmarked_block(tool.extras) or None})
-    return _unmarked_block(tool)

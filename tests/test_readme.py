@@ -25,7 +25,7 @@ def run(*command: str, folder: Path) -> str:
 
 def test_there_is_nothing_but_python_shell_and_printed_text():
     assert {language for language, _ in BLOCKS} == {"python", "sh", "text"}
-    assert len(PYTHON) == 6
+    assert len(PYTHON) == 7
 
 
 @pytest.mark.parametrize("source", PYTHON, ids=range(len(PYTHON)))
