@@ -2,20 +2,16 @@
 
 from typing import TYPE_CHECKING, Any
 
+from langchain_eccos.callbacks import EccosCostCallback, get_eccos_cost
 from langchain_eccos.chat_model import ChatEccos
 from langchain_eccos.runnable import RunnableRouter
 
 if TYPE_CHECKING:
     from langchain_eccos.agent_batch import plan_agent_batch
-    from langchain_eccos.callbacks import EccosCostCallback, get_eccos_cost
     from langchain_eccos.middleware import EccosMiddleware
 
-_ROOMS = {  # looked into when asked for: the middleware needs `langchain`, which chains do without
-    "EccosCostCallback": "callbacks",
-    "EccosMiddleware": "middleware",
-    "get_eccos_cost": "callbacks",
-    "plan_agent_batch": "agent_batch",
-}
+# Looked into when asked for: agents need `langchain`, which chains do without.
+_ROOMS = {"EccosMiddleware": "middleware", "plan_agent_batch": "agent_batch"}
 
 __all__ = [
     "ChatEccos",

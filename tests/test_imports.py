@@ -1,8 +1,11 @@
 """Importing the core is quick, quiet and light, and `__all__` says all there is."""
 
+import importlib
 import subprocess
 import sys
 from types import ModuleType
+
+import pytest
 
 import eccos_integrations
 
@@ -50,3 +53,17 @@ def test_every_error_of_ours_is_an_eccos_error():
     errors = [getattr(eccos_integrations, name) for name in eccos_integrations.__all__ if name.endswith("Error")]
     assert len(errors) > 1
     assert all(issubclass(error, eccos_integrations.EccosError) for error in errors)
+
+
+@pytest.mark.parametrize("package", ["langchain_eccos", "llamaindex_eccos", "eccos_integrations.serving"])
+def test_every_promised_name_of_the_others_is_there_and_sorted(package):
+    module = importlib.import_module(package)
+    assert list(module.__all__) == sorted(module.__all__)
+    assert all(getattr(module, name) is not None for name in module.__all__)
+
+
+def test_chains_need_no_agents_and_agents_say_what_they_need():
+    without = "import sys; sys.modules['langchain'] = None; import langchain_eccos as e; e.ChatEccos; "
+    assert run(without).stderr == ""
+    done = run(without + "\ntry: e.EccosMiddleware\nexcept ImportError as error: print(error)")
+    assert "pip install 'eccos-integrations[agents]'" in done.stdout
