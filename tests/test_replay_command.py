@@ -20,6 +20,8 @@ def eccos_replay(folder, *arguments):
     process = subprocess.Popen(
         [sys.executable, "-m", "eccos_integrations.cli", "replay", "--port", "0", *arguments],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Whoever runs the tests in the background may have them ignore Ctrl-C, which a child would inherit.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509  # no thread yet
     )  # fmt: skip
     with process:
         try:
