@@ -22,11 +22,11 @@ demo: .venv/.demo ## route 300 unseen queries of the bundled sample and show wha
 install: .venv/.dev ## everything needed to work on the project, in .venv
 
 test: .venv/.dev ## the tests: under ten minutes on two cores
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/.dev .venv-floor/.dev ## tests that take longer or need ECCOS_DATA_DIR; the wrappers on their oldest frameworks
 	$(BIN)/pytest -m slow
-	.venv-floor/bin/pytest -m "not slow" $(WRAPPER_TESTS)
+	.venv-floor/bin/pytest -n 2 --dist loadfile -m "not slow" $(WRAPPER_TESTS)
 
 lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

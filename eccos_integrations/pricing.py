@@ -5,9 +5,11 @@ from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from eccos_integrations.assignment import AssignmentProblem, Prices, Solution, adjusted_cost, solve
 from eccos_integrations.learnt import Learnt
+from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.planning import assignment_problem
 from eccos_integrations.policy import Policy
 from eccos_integrations.predictors import Forecast
@@ -23,7 +25,7 @@ class CurrentPrices:
     """Prices at which a sample of past queries meets a policy, and whether it can."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[str, tuple[Learnt, Prices, bool]] = OrderedDict()  # by policy
+        self._known: OrderedDict[tuple[str, int], tuple[Learnt, Prices, bool]] = OrderedDict()  # by policy, tokens
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
@@ -32,13 +34,21 @@ class CurrentPrices:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__()  # type: ignore[misc]  # a copy starts afresh
 
-    def of(self, policy: Policy, learnt: Learnt) -> tuple[Prices, bool]:
-        """The policy's prices; its capacity and deadline do not count."""
-        key = policy.model_dump_json(exclude={"capacity", "deadline_s"})
+    def of(self, policy: Policy, learnt: Learnt, added_tokens: int = 0) -> tuple[Prices, bool]:
+        """The policy's prices; its capacity and deadline do not count.
+
+        Args:
+            policy: What must hold.
+            learnt: With the past queries.
+            added_tokens: Of input that calls have beside their query: quality is then dearer for all.
+        """
+        key = policy.model_dump_json(exclude={"capacity", "deadline_s"}), added_tokens
         known = self._known.get(key)
         if known is None or known[0].history is not learnt.history:
             without_limits = policy.model_copy(update={"capacity": None, "deadline_s": None})
-            sample = Forecast(learnt.pool.names, learnt.history.quality[:SAMPLE], learnt.history.cost_usd[:SAMPLE])
+            added = np.nan_to_num(learnt.pool.cost_usd(added_tokens, 0))
+            cost_usd = learnt.history.cost_usd[:SAMPLE] + added
+            sample = Forecast(learnt.pool.names, learnt.history.quality[:SAMPLE], cost_usd)
             problem = assignment_problem(sample, without_limits, learnt.pool, learnt.best)
             solution = solve(problem, gap=GAP, time_limit_s=TIME_LIMIT_S)
             known = learnt, settled(problem, solution.prices), floor_met(problem, solution)
@@ -47,6 +57,12 @@ class CurrentPrices:
                 while len(self._known) > POLICIES:
                     self._known.popitem(last=False)
         return known[1], known[2]
+
+
+def level(added_tokens: FloatArray) -> NDArray[np.int64]:
+    """Tokens to the nearest half of a power of two, below 32 none: few enough values to know prices for each."""
+    halves = np.round(2 * np.log2(np.maximum(added_tokens, 1.0)))
+    return np.where(halves < 10, 0, np.round(2 ** (halves / 2))).astype(np.int64)
 
 
 def floor_met(problem: AssignmentProblem, solution: Solution) -> bool:

@@ -19,7 +19,7 @@ from eccos_integrations.errors import ConfigError, InfeasibleError
 from eccos_integrations.guarantee import DriftTest, Guarantee
 from eccos_integrations.learnt import Learnt, learn
 from eccos_integrations.online import Exploration, feedback_table, taught, with_model, without_model
-from eccos_integrations.outcomes import OutcomeTable
+from eccos_integrations.outcomes import FloatArray, OutcomeTable
 from eccos_integrations.packing import pack, unpack
 from eccos_integrations.plan import Decision, Feedback, Plan
 from eccos_integrations.planning import assignment_problem, too_long
@@ -27,7 +27,7 @@ from eccos_integrations.policy import Policy
 from eccos_integrations.pool import Model, ModelPool
 from eccos_integrations.predictors import Forecast, ForecastMaker
 from eccos_integrations.predictors.selection import Trial
-from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met
+from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met, level
 from eccos_integrations.ranking import FIRST, Ranking
 from eccos_integrations.recent import RecentDecisions
 from eccos_integrations.report import Report
@@ -181,12 +181,14 @@ class Router:
         learnt = self._learnt if policy is None else self._basis(self._checked(policy))[0]
         return learnt.forecast(queries)
 
-    def rank(self, forecast: Forecast, policy: Policy | None = None) -> Ranking:
+    def rank(self, forecast: Forecast, policy: Policy | None = None, added_tokens: FloatArray | None = None) -> Ranking:
         """How queries rank the models at the current prices: what `route` and a dispatcher's windows decide by.
 
         Args:
             forecast: Of the queries, under the same policy.
             policy: Default the router's own; its capacity, deadline and `on_infeasible` are for plans and do not count.
+            added_tokens: (N,) input of each call beside its query; the forecast's costs hold it already. Quality is
+                priced for calls of about this size.
 
         Raises:
             ConfigError: The policy's floor is per group, which only a plan can keep.
@@ -196,8 +198,12 @@ class Router:
         if guarantee is not None and learnt is self._certificates.fitted:
             ranking = certified_ranking(forecast, guarantee, learnt)
         else:
-            prices, met = self._prices.of(policy, learnt)
-            adjusted = (1 + prices.budget) * forecast.cost_usd - quality_price(prices, "min_quality") * forecast.quality
+            levels = np.zeros(len(forecast), dtype=np.int64) if added_tokens is None else level(added_tokens)
+            at = {tokens: self._prices.of(policy, learnt, tokens) for tokens in set(levels.tolist())}
+            budget = np.array([[at[tokens][0].budget] for tokens in levels.tolist()]).reshape(-1, 1)
+            quality = np.array([[quality_price(at[tokens][0], "min_quality")] for tokens in levels.tolist()])
+            adjusted = (1 + budget) * forecast.cost_usd - quality.reshape(-1, 1) * forecast.quality
+            met = all(each for _, each in at.values())
             ranking = Ranking(adjusted, ["routed at the current prices"] * len(forecast), met)
         for row in range(len(forecast)):
             with self._lock:

@@ -426,6 +426,15 @@ def test_a_model_that_joins_or_leaves_the_router_does_so_for_those_who_wait_too(
         settled(dispatcher, dispatcher.ledger)
 
 
+def test_a_budget_that_is_spent_is_named_with_the_time_until_it_is_free(router):
+    ledger = open_ledger("memory://", router.pool, [Budget(name="team", usd=0.01, window_s=3600)])
+    with Dispatcher(router, ledger, window_s=0) as dispatcher:
+        dispatcher.call("hello", lambda ticket: (None, Usage(10, 10, cost_usd=0.01)), max_output_tokens=100)
+        with pytest.raises(BackpressureError, match=r"no model had room in time \(budget team is full\)") as refused:
+            dispatcher.call("hello", answer, max_output_tokens=100, deadline_s=0.05)
+        assert refused.value.retry_s > 3000
+
+
 # -- conversations
 
 

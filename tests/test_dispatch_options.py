@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from eccos_integrations import ConfigError, Forecast, NoCapacityError, Policy, Router
+from eccos_integrations import ConfigError, Forecast, NoCapacityError, Policy, Router, load_sample
 from eccos_integrations.serving.dispatch import BackpressureError, Dispatcher
 from eccos_integrations.serving.metrics import PrometheusMetrics
 from eccos_integrations.serving.per_call import per_call
@@ -124,9 +124,9 @@ def test_calls_of_equal_policies_are_ranked_together(router):
         def __getattr__(self, name):
             return getattr(router, name)
 
-        def rank(self, forecast, policy):
+        def rank(self, forecast, *more):
             sizes.append(len(forecast))
-            return router.rank(forecast, policy)
+            return router.rank(forecast, *more)
 
     async def function(ticket):
         return ticket.model, USAGE
@@ -266,3 +266,14 @@ def test_a_fork_in_the_middle_of_a_decision_leaves_the_child_no_lock_that_is_hel
         os.kill(pid, signal.SIGKILL)
         status = os.waitpid(pid, 0)[1]
     assert status == 0
+
+
+def test_context_makes_all_models_dearer_and_the_floor_is_kept_all_the_same():
+    past, unseen = load_sample().split(0.7, seed=0)
+    router = Router.fit(past, policy=Policy(min_quality=0.97, relative_to="best"), predictor="clusters")
+    queries, quality = unseen.queries[::2], []
+    with Dispatcher(router) as dispatcher:
+        for query in queries:
+            with dispatcher.ticket(query, input_tokens=len(query) // 4 + 1000) as ticket:
+                quality.append(ticket.decision.quality)
+    assert np.mean(quality) >= router.plan(queries).floor - 0.005

@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eccos_integrations import ConfigError
-from eccos_integrations.serving.health import BASE_S, FAILURES, MOST_RETRY_S, MOST_S, UNDER_WAY, Backoff, Fault, Health, fault
+from eccos_integrations.serving.health import (
+    BASE_S,
+    FAILURES,
+    MOST_RETRY_S,
+    MOST_S,
+    UNDER_WAY,
+    Backoff,
+    Fault,
+    Health,
+    fault,
+)
 
 
 class ApiError(Exception):

@@ -250,7 +250,9 @@ def test_settings_of_a_call_change_only_their_own_field_of_the_policy(
 ):
     policies, rank = [], Router.rank
     monkeypatch.setattr(
-        Router, "rank", lambda self, forecast, policy=None: policies.append(policy) or rank(self, forecast, Policy())
+        Router,
+        "rank",
+        lambda self, forecast, policy=None, added=None: policies.append(policy) or rank(self, forecast, Policy()),
     )
     EccosLLM(members=members, router=router, policy=Policy(**own)).complete(EASY, **settings)
     assert policies == [Policy(**derived)]

@@ -67,6 +67,18 @@ def test_the_pool_may_say_that_a_member_calls_no_tools():
     assert model_of(llm.chat_with_tools(TOOLS, user_msg=HARD)) == "small"
 
 
+def test_a_member_without_the_methods_calls_no_tools_whatever_the_pool_says():
+    router = make_router(pool_of(small={"tools": True}))
+    llm = EccosLLM(members={"large": Caller("large"), "small": Recorder(name="small")}, router=router)
+    assert model_of(llm.chat_with_tools(TOOLS, user_msg=EASY)) == "large"
+
+
+@pytest.mark.parametrize("endpoint", CHATS)
+async def test_tools_in_the_providers_own_form_go_to_members_that_call_tools(router, endpoint):
+    llm = EccosLLM(members={"large": Caller("large"), "small": Recorder(name="small")}, router=router)
+    assert model_of((await call(llm, endpoint, user(EASY), tools=TOOLS))[-1]) == "large"
+
+
 def test_a_pool_without_tools_says_so_and_refuses_them(router):
     llm = EccosLLM(members={name: Recorder(name=name) for name in router.models}, router=router)
     assert not llm.metadata.is_function_calling_model
@@ -100,6 +112,9 @@ async def test_a_prompt_goes_only_where_it_fits(router):
 
 
 def test_a_window_that_the_pool_declares_holds_whatever_the_member_says():
+    router = make_router(pool_of(small={"context_window": 10**6}))
+    llm = EccosLLM(members={name: Recorder(name=name, window=600) for name in router.models}, router=router)
+    assert model_of(llm.complete(f"{EASY} {'x' * 4000}")) == "small"
     router = make_router(pool_of({"context_window": 100}))
     llm = EccosLLM(members={name: Recorder(name=name, window=10**6) for name in router.models}, router=router)
     history = [ChatMessage(role="system", content="y" * 4000), *user(HARD)]
@@ -166,11 +181,17 @@ async def test_prompts_and_objects_fall_back_too(router):
     assert "".join([token async for token in await fallen("astream").astream(prompt, q=EASY)]) == "large"
 
 
-async def test_every_attempt_has_a_history_of_its_own(router):
+@pytest.mark.parametrize("endpoint", CHATS)
+async def test_every_attempt_has_a_history_of_its_own(router, endpoint):
     members = {"small": Caller("small", fails=1), "large": Caller("large")}
     llm = EccosLLM(members=members, router=router, dispatcher=Dispatcher(router))
     history = user(EASY)
-    await llm.achat_with_tools(TOOLS, chat_history=history)
+    answer = getattr(llm, f"{endpoint}_with_tools")(TOOLS, chat_history=history)
+    answer = await answer if endpoint.startswith("a") else answer
+    if endpoint == "astream_chat":
+        [_ async for _ in answer]
+    elif endpoint == "stream_chat":
+        list(answer)
     assert history == user(EASY)
     seen = [[message.role for message in member._histories[0]] for member in members.values()]
     assert seen == [["system", "user"]] * 2
@@ -240,3 +261,9 @@ def test_a_callers_cap_never_exceeds_the_pools():
     llm.complete(EASY, max_tokens=100)
     llm.complete(EASY, max_tokens=2)
     assert [made[2]["max_tokens"] for made in members["small"].calls] == [5, 2]
+
+
+def test_callers_may_give_any_number_of_caps(router):
+    llm = EccosLLM(members={name: MockLLM(max_tokens=500) for name in router.models}, router=router)
+    assert [len(llm.complete(EASY, max_tokens=cap).text.split()) for cap in range(1, 100)] == list(range(1, 100))
+    assert len(llm._capped) <= 64

@@ -206,6 +206,7 @@ async def test_a_copy_made_while_calls_are_under_way_works_and_starts_empty(rout
     first = llm.chat_with_tools(TOOLS, user_msg=HARD)
     stream = llm.stream_chat(user(EASY))
     next(stream)
+    assert copy.deepcopy(llm).dispatcher is llm.dispatcher
     for duplicate in (copy.deepcopy(llm), pickle.loads(pickle.dumps(llm))):
         assert duplicate.dispatcher.router is duplicate.router
         (selection,) = duplicate.get_tool_calls_from_response(first)

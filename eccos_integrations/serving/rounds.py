@@ -59,7 +59,7 @@ class Rounds:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._retry_s = POLL_S
+        self._retry_s, self._full = POLL_S, ""  # of who is full: when it is worth asking again, and its limit
 
     @property
     def waiting(self) -> int:
@@ -171,13 +171,14 @@ class Rounds:
             if request.future.done():
                 continue
             if now >= request.expires_s:
-                self._refuse(request, BackpressureError("deadline_s: no model had room in time", self._retry_s))
+                full = f" ({self._full} is full)" if self._full else ""
+                self._refuse(request, BackpressureError(f"deadline_s: no model had room in time{full}", self._retry_s))
             else:
                 waiting.append(request)
         self._waiting = waiting
         if not waiting:
             return min(IDLE_S, self._ledger.lease_s / 3)
-        self._retry_s = POLL_S
+        self._retry_s, self._full = POLL_S, ""
         for start in range(0, len(waiting), AT_ONCE):
             if not self._place(waiting[start : start + AT_ONCE], now):
                 break
@@ -264,6 +265,8 @@ class Rounds:
         if ready:
             self._reserve([(request, min(ready, key=lambda j: float(cost[j])))], now)
             return
+        if self._full:  # it was refused already, which says when
+            return
         assert request.worth is not None
         rests = [
             max(self.health.rest_s(name), request.tried.get(name, now) - now)
@@ -313,7 +316,7 @@ class Rounds:
 
     def _answered_by(self, request: Request, j: int, answer: Lease | Refused, now: float) -> bool:
         if isinstance(answer, Refused):
-            self._retry_s = min(max(answer.retry_s, 0.001), 3600.0)
+            self._retry_s, self._full = min(max(answer.retry_s, 0.001), 3600.0), answer.limit
             return False
         worth, model = request.worth, self._models[j]
         assert worth is not None

@@ -1,5 +1,6 @@
 """What the queries of a window are worth to every model: forecasts, the policies' prices, and what to reserve."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -82,27 +83,29 @@ def _of_one_policy(
 ) -> Sequence[Worth | EccosError]:
     pool, policy = bounds.pool, requests[0].policy
     given = np.array([[math.nan if request.input_tokens is None else request.input_tokens] for request in requests])
-    forecast = _of_whole_calls(_forecast(requests, router), given, pool, policy)
-    sent = np.where(np.isnan(given), forecast.input_tokens, given)
-    own = np.array([request.max_output_tokens or math.inf for request in requests])
-    caps = np.minimum(own[:, None], bounds.caps)
+    own = _forecast(requests, router)
+    sent = np.fmax(given, own.input_tokens)  # a rough count of the query alone is not better than what was learnt
+    more = np.fmax(sent - own.input_tokens, 0.0)  # none where it is not known of how many the forecast was
+    forecast = _of_whole_calls(own, more, pool, policy)
+    asked = np.array([[request.max_output_tokens or math.inf] for request in requests])
+    caps = np.minimum(asked, bounds.caps)
     likely = np.where(np.isnan(forecast.output_tokens_p90), forecast.output_tokens, forecast.output_tokens_p90)
     output = np.where(np.isfinite(caps), caps, likely) if strict else np.fmin(caps, likely)
-    tokens = np.ceil(np.nan_to_num(sent) + np.nan_to_num(output, posinf=0.0))
+    tokens = np.ceil(np.fmax(sent, 0.0) + np.where(np.isfinite(output), output, 0.0))
     priced = pool.cost_usd(sent, output)
     cost_usd = np.where(np.isfinite(priced), priced, forecast.cost_usd)
     unsized = np.isnan(sent) & bounds.counted
     uncapped = np.isinf(caps) & bounds.counted if strict else np.isnan(likely) & np.isinf(caps) & bounds.counted
 
+    expected = np.fmin(caps, forecast.output_tokens)
     barred = {
         "it is not among the candidates": _not_candidates(requests, pool),
         "the limits are of another pool": np.isnan(bounds.tokens)[None],
-        "its context window is too short": sent + np.nan_to_num(np.fmin(caps, forecast.output_tokens), posinf=0.0)
-        > bounds.windows,
+        "its context window is too short": sent + np.where(np.isfinite(expected), expected, 0.0) > bounds.windows,
         "its tokens_per_minute are fewer": tokens > bounds.tokens,
     }
-    shut = np.logical_or.reduce([np.broadcast_to(rule, tokens.shape) for rule in barred.values()])
-    ranking = router.rank(forecast, policy)
+    shut: NDArray[np.bool_] = functools.reduce(np.logical_or, barred.values())
+    ranking = router.rank(forecast, policy, more.max(axis=1))
     ranking.adjusted[shut] = np.inf
     for k, request in enumerate(requests):
         if request.candidates is not None and len(request.candidates) == 1:
@@ -144,12 +147,12 @@ def _forecast(requests: list[Request], router: Router) -> Forecast:
     return Forecast.concatenate(parts, [order[start:end] for start, end in pairwise(ends)])
 
 
-def _of_whole_calls(forecast: Forecast, given: FloatArray, pool: ModelPool, policy: Policy) -> Forecast:
-    """With what calls cost whose input (N, 1) is known to be more than the query; a certificate is on queries alone."""
-    if np.isnan(given).all() or policy.confidence is not None:
+def _of_whole_calls(forecast: Forecast, more: FloatArray, pool: ModelPool, policy: Policy) -> Forecast:
+    """With what calls cost that send (N, M) more tokens than their queries; a certificate is on queries alone."""
+    if policy.confidence is not None or not more.any():
         return forecast
-    priced = pool.cost_usd(given, forecast.output_tokens)
-    return replace(forecast, cost_usd=np.where(np.isfinite(priced), priced, forecast.cost_usd))
+    added = pool.cost_usd(more, np.zeros_like(more))
+    return replace(forecast, cost_usd=forecast.cost_usd + np.where(np.isfinite(added), added, 0.0))
 
 
 def _not_candidates(requests: list[Request], pool: ModelPool) -> NDArray[np.bool_]:
