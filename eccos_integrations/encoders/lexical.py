@@ -92,6 +92,8 @@ class LexicalEncoder(Encoder):
             weights, rows, ends = self._weights(texts[part], self._row_of)
             for i in range(len(ends) - 1):  # one by one: the same sums in the same order, in a batch of any size
                 of_text = slice(ends[i], ends[i + 1])
+                if ends[i] == ends[i + 1]:
+                    continue  # nothing known stands in it: zeros
                 known = self._table.take(rows[of_text], axis=0)
                 vectors[part.start + i] = np.einsum("i,ij->j", weights[of_text], known)
         return unit(vectors)
