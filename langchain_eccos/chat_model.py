@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal, cast
 
 from langchain_core.language_models import LanguageModelInput
@@ -22,9 +23,11 @@ from langchain_eccos.abilities import candidates
 from langchain_eccos.batching import AsyncTurn, Turn, in_tasks, in_threads
 from langchain_eccos.bindings import KEY, SchemaBinding, ToolBinding
 from langchain_eccos.chat_members import ChatMembers
-from langchain_eccos.chats import Ask, Chat, decided, models_of
+from langchain_eccos.chats import Ask, Chat, appraised, decided, models_of
 from langchain_eccos.event_streams import pulled, pumped
 from langchain_eccos.joint import Configs, JointBatches
+
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
@@ -100,7 +103,7 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        return self._call_with_config(partial(self._invoke, kwargs={"stop": stop, **kwargs}), input, self._own(config))
+        return self._call_with_config(self._invoke, input, self._own(config), kwargs={"stop": stop, **kwargs})
 
     @override
     async def ainvoke(
@@ -111,8 +114,7 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> AIMessage:
-        answer = partial(self._ainvoke, kwargs={"stop": stop, **kwargs})
-        return await self._acall_with_config(answer, input, self._own(config))
+        return await self._acall_with_config(self._ainvoke, input, self._own(config), kwargs={"stop": stop, **kwargs})
 
     @override
     def stream(
@@ -171,14 +173,15 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
         events: Any = self._atransform_stream_with_config(_one(input), answer, self._own(config))
         return pulled(events)
 
-    # `config` is the child config, with the callbacks of the router's own chain run.
+    # `config` is the child config, with the callbacks of the router's own chain run. What LangChain calls is one and
+    # the same for every input: of anything new it reads the signature, which takes its time.
 
     def _invoke(
         self,
         input: Any,
-        config: RunnableConfig,
+        config: Any,
         *,
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any] = NONE,
         planned: Chat | Exception | None = None,
         turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> AIMessage:
@@ -193,9 +196,9 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
     async def _ainvoke(
         self,
         input: Any,
-        config: RunnableConfig,
+        config: Any,
         *,
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, Any] = NONE,
         planned: Chat | Exception | None = None,
         turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> AIMessage:
@@ -217,8 +220,8 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
         chats = self._planned(inputs, configs, kwargs, go_on=go_on)
 
         def answer(i: int, turn: Turn) -> AIMessage:
-            invoke = partial(self._invoke, kwargs=kwargs, planned=chats[i], turn=partial(turn, i))
-            return self._call_with_config(invoke, inputs[i], configs[i])
+            own: dict[str, Any] = {"kwargs": kwargs, "planned": chats[i], "turn": partial(turn, i)}
+            return self._call_with_config(self._invoke, inputs[i], configs[i], **own)
 
         with closing(in_threads(models_of(chats), configs[0].get("max_concurrency"), answer)) as come:
             for i, result in come:
@@ -236,8 +239,8 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
         chats = await asyncio.to_thread(self._planned, inputs, configs, kwargs, go_on=go_on)
 
         async def answer(i: int, turn: AsyncTurn) -> AIMessage:
-            invoke = partial(self._ainvoke, kwargs=kwargs, planned=chats[i], turn=partial(turn, i))
-            return await self._acall_with_config(invoke, inputs[i], configs[i])
+            own: dict[str, Any] = {"kwargs": kwargs, "planned": chats[i], "turn": partial(turn, i)}
+            return await self._acall_with_config(self._ainvoke, inputs[i], configs[i], **own)
 
         async with aclosing(in_tasks(models_of(chats), configs[0].get("max_concurrency"), answer)) as come:
             async for i, result in come:
@@ -293,7 +296,7 @@ class ChatEccos(JointBatches[LanguageModelInput, AIMessage], ChatMembers):
                 chats.append(self._chat(value, config, kwargs))
             except (EccosError, ValueError) as error:  # the second is LangChain's, of an input that is no chat
                 chats.append(error)
-        chats = decided(chats, self.router)
+        chats = appraised(decided(chats, self.router), self._dispatcher)
         if not go_on and (failed := next((chat for chat in chats if isinstance(chat, Exception)), None)):
             raise failed  # before anything is paid for
         return chats

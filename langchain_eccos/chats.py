@@ -16,7 +16,7 @@ from langchain_core.runnables.config import merge_configs
 from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
 from eccos_integrations.policy import Policy
 from eccos_integrations.router import Router
-from eccos_integrations.serving.dispatch import Options, Ticket, Usage
+from eccos_integrations.serving.dispatch import Dispatcher, Options, Ticket, Usage
 from langchain_eccos.abilities import TOOLS, candidates, media, prompt_tokens
 from langchain_eccos.bindings import KEY, Binding, SchemaBinding
 from langchain_eccos.decisions import aannounce, announce, child_config, options_of, record, stamped, usage_of
@@ -195,6 +195,12 @@ def decided(chats: Sequence[Chat | Exception], router: Router) -> list[Chat | Ex
         for (position, _), chat in zip(group, _planned([chat for _, chat in group], router), strict=True):
             found[position] = chat
     return found
+
+
+def appraised(chats: Sequence[Chat | Exception], dispatcher: Dispatcher) -> list[Chat | Exception]:
+    """Chats with all that the dispatcher can know of them before their calls."""
+    ready = iter(dispatcher.appraised([(chat.text, chat.options) for chat in chats if isinstance(chat, Chat)]))
+    return [replace(chat, options=next(ready)[1]) if isinstance(chat, Chat) else chat for chat in chats]
 
 
 def models_of(chats: Sequence[Chat | Exception]) -> list[str]:

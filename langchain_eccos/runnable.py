@@ -93,15 +93,11 @@ class RunnableRouter(JointBatches[Input, Output], Branches[Input, Output]):
 
     @override
     def invoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
-        calls = self._calls
-        return self._call_with_config(lambda value, config: calls.invoke(value, config, kwargs=kwargs), input, config)
+        return self._call_with_config(_invoked, input, config, calls=self._calls, kwargs=kwargs)
 
     @override
     async def ainvoke(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any) -> Output:
-        calls = self._calls
-        return await self._acall_with_config(
-            lambda value, config: calls.ainvoke(value, config, kwargs=kwargs), input, config
-        )
+        return await self._acall_with_config(_ainvoked, input, config, calls=self._calls, kwargs=kwargs)
 
     @override
     def stream(self, input: Input, config: RunnableConfig | None = None, **kwargs: Any | None) -> Iterator[Output]:
@@ -148,9 +144,7 @@ class RunnableRouter(JointBatches[Input, Output], Branches[Input, Output]):
 
         def answer(i: int, turn: Turn) -> Output:
             own: dict[str, Any] = {"kwargs": kwargs, "asked": planned[i], "turn": partial(turn, i)}
-            return self._call_with_config(
-                lambda value, config: calls.invoke(value, config, **own), inputs[i], configs[i]
-            )
+            return self._call_with_config(_invoked, inputs[i], configs[i], calls=calls, **own)
 
         with closing(in_threads(_models(planned), most, answer)) as come:
             for i, result in come:
@@ -171,9 +165,7 @@ class RunnableRouter(JointBatches[Input, Output], Branches[Input, Output]):
 
         async def answer(i: int, turn: AsyncTurn) -> Output:
             own: dict[str, Any] = {"kwargs": kwargs, "asked": planned[i], "turn": partial(turn, i)}
-            return await self._acall_with_config(
-                lambda value, config: calls.ainvoke(value, config, **own), inputs[i], configs[i]
-            )
+            return await self._acall_with_config(_ainvoked, inputs[i], configs[i], calls=calls, **own)
 
         async with aclosing(in_tasks(_models(planned), most, answer)) as come:
             async for i, result in come:
@@ -185,6 +177,17 @@ class RunnableRouter(JointBatches[Input, Output], Branches[Input, Output]):
     def _calls(self) -> Calls:
         dispatcher = self.dispatcher or Dispatcher.shared(self.router)
         return Calls(self.members, self.router, self.policy, self.query, dispatcher)
+
+
+# What LangChain calls is one and the same for every input: of anything new it reads the signature, which takes time.
+
+
+def _invoked(value: Any, config: Any, *, calls: Any = None, **own: Any) -> Any:
+    return calls.invoke(value, config, **own)
+
+
+async def _ainvoked(value: Any, config: Any, *, calls: Any = None, **own: Any) -> Any:
+    return await calls.ainvoke(value, config, **own)
 
 
 def _configs(config: Configs, n: int) -> tuple[list[RunnableConfig], int | None]:

@@ -70,7 +70,8 @@ class Attempts:
             input_tokens=options.get("input_tokens"),
             max_output_tokens=options.get("max_output_tokens"),
             budgets=options.get("budgets"),
-            forecast=None if forecast is None else forecast.check(1),
+            forecast=forecast if forecast is None or "worth" in options else forecast.check(1),
+            worth=options.get("worth"),
         )
 
     def wait(self, request: Request) -> Ticket:

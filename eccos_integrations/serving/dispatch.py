@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from typing import Any, Literal, Self, TypeVar, Unpack
 
@@ -195,6 +195,21 @@ class Dispatcher:
                 request = following
             else:
                 return Served(answer, ticket.decision, ticket.usage, request.attempts)
+
+    def appraised(self, calls: Sequence[tuple[str, Options]]) -> list[tuple[str, Options]]:
+        """Queries and options of calls to come, looked at together: for a batch whose calls come one by one.
+
+        Args:
+            calls: Queries and their options.
+
+        Raises:
+            ConfigError: An argument cannot be used.
+        """
+        worths = self._rounds.worths([self._attempts.first(query, options) for query, options in calls])
+        return [
+            (query, options if isinstance(worth, Exception) else Options(**{**options, "worth": worth}))
+            for (query, options), worth in zip(calls, worths, strict=True)
+        ]
 
     @contextmanager
     def ticket(self, query: str, **options: Unpack[Options]) -> Iterator[Ticket]:

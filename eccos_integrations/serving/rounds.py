@@ -203,12 +203,12 @@ class Rounds:
             return
         self._find_homes(new)
         try:
-            found = self._worth(new)
+            found = self.worths(new)
         except Exception:  # noqa: BLE001
             found = []  # one of them spoils it: each alone
             for request in new:
                 try:
-                    found += self._worth([request])
+                    found += self.worths([request])
                 except Exception as error:  # noqa: BLE001
                     found.append(error)
         for request, worth in zip(new, found, strict=True):
@@ -224,7 +224,8 @@ class Rounds:
             for request, home in zip(talking, homes, strict=True):
                 request.home = home
 
-    def _worth(self, requests: list[Request]) -> list[Worth | Exception]:
+    def worths(self, requests: list[Request]) -> list[Worth | Exception]:
+        """What queries are worth to every model; an error for those that no model can ever take."""
         pool = self._router.pool
         if self._bounds.pool is not pool:  # a model has joined or left
             self._bounds = Bounds.of(pool, self._ledger.limits)

@@ -276,6 +276,7 @@ class Options(TypedDict, total=False):
         max_output_tokens: Default the model's own.
         budgets: Names of the budgets that pay; default all of the ledger.
         forecast: (1, M), default the router's.
+        worth: From `Dispatcher.appraised`.
         deadline_s: Default the dispatcher's.
     """
 
@@ -288,4 +289,5 @@ class Options(TypedDict, total=False):
     max_output_tokens: int | None
     budgets: Collection[str] | None
     forecast: Forecast | None
+    worth: Worth
     deadline_s: float | None
