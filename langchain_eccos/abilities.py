@@ -7,8 +7,8 @@ from langchain_core.language_models import BaseChatModel, ModelProfile
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 
-from eccos_integrations.errors import ConfigError
 from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.serving.able import able
 
 TOOLS, SCHEMA = "tool_calling", "structured_output"
 
@@ -33,6 +33,10 @@ LACKS = {
     "audio_inputs": "it does not hear audio",
     "video_inputs": "it does not see video",
 }
+REMEDY = (
+    "Add a member that can, or say what they can do: tools, vision, json_output and context_window in the pool, "
+    "`profile` on a chat model"
+)
 
 
 def media(messages: Iterable[BaseMessage]) -> set[str]:
@@ -88,24 +92,7 @@ def candidates(
     Raises:
         ConfigError: There is none; says of each why.
     """
-    lacking: dict[str, str] = {}
-    for model in pool:
-        name = model.name
-        if name not in members:
-            lacking[name] = "it is no member"
-        elif only is not None and name not in only:
-            lacking[name] = f"the call is pinned to {', '.join(only)}"
-        elif why := _lack(model, members[name], needs, tokens):
-            lacking[name] = why
-    found = [name for name in pool.names if name not in lacking]
-    if not found:
-        raise ConfigError(
-            "members: none can take this chat: "
-            + "; ".join(f"{name}: {why}" for name, why in lacking.items())
-            + ". Add a member that can, or say what they can do: tools, vision, json_output and context_window in the "
-            "pool, `profile` on a chat model"
-        )
-    return found
+    return able(pool, members, lambda model: _lack(model, members[model.name], needs, tokens), only, REMEDY)
 
 
 def _lack(model: Model, member: BaseChatModel, needs: Iterable[str], tokens: int) -> str | None:

@@ -7,8 +7,8 @@ from llama_index.core.constants import DEFAULT_NUM_OUTPUTS
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 
-from eccos_integrations.errors import ConfigError
 from eccos_integrations.pool import Model, ModelPool
+from eccos_integrations.serving.able import able
 
 TOOLS, SCHEMA, IMAGES = "tools", "schema", "images"
 LACKS = {
@@ -16,6 +16,10 @@ LACKS = {
     SCHEMA: "it cannot be held to a schema",
     IMAGES: "it does not read images",
 }
+REMEDY = (
+    "Add a member that can, or say what they can do: tools, vision, json_output and context_window in the pool, "
+    "context_window and is_function_calling_model on an LLM"
+)
 
 
 def has(ability: str, model: Model, member: LLM) -> bool:
@@ -45,24 +49,7 @@ def candidates(
     Raises:
         ConfigError: There is none; says of each why.
     """
-    lacking: dict[str, str] = {}
-    for model in pool:
-        name = model.name
-        if name not in members:
-            lacking[name] = "it is no member"
-        elif only is not None and name not in only:
-            lacking[name] = f"the call is pinned to {', '.join(only)}"
-        elif why := _lack(model, members[name], needs, tokens):
-            lacking[name] = why
-    found = [name for name in pool.names if name not in lacking]
-    if not found:
-        raise ConfigError(
-            "members: none can take this call: "
-            + "; ".join(f"{name}: {why}" for name, why in lacking.items())
-            + ". Add a member that can, or say what they can do: tools, vision, json_output and context_window in the "
-            "pool, context_window and is_function_calling_model on an LLM"
-        )
-    return found
+    return able(pool, members, lambda model: _lack(model, members[model.name], needs, tokens), only, REMEDY)
 
 
 def _lack(model: Model, member: LLM, needs: Iterable[str], tokens: int) -> str | None:

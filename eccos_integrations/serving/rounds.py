@@ -13,9 +13,9 @@ import numpy as np
 
 from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
 from eccos_integrations.outcomes import FloatArray
-from eccos_integrations.ranking import FIRST
 from eccos_integrations.router import Router
 from eccos_integrations.serving.books import Books
+from eccos_integrations.serving.choosing import cost_now
 from eccos_integrations.serving.greedy import place
 from eccos_integrations.serving.health import Health
 from eccos_integrations.serving.ledger import Ask, Lease, Ledger, Refused
@@ -234,7 +234,7 @@ class Rounds:
     def _place(self, waiting: list[Request], now: float) -> bool:
         """Hand tickets to whom the ledger lets; says whether there is room left."""
         models, room = self._models, False
-        cost = np.array([self._cost(request, now) for request in waiting])
+        cost = np.array([cost_now(request, models, self.health, now) for request in waiting])
         tokens = np.array([request.worth.tokens for request in waiting if request.worth is not None])
         left = np.ones(len(waiting), dtype=bool)
         for _ in range(len(models) + 1):
@@ -275,34 +275,6 @@ class Rounds:
             if usd < np.inf and name not in request.barred
         ]
         self._retry_s = max(POLL_S, min(rests, default=POLL_S))
-
-    def _cost(self, request: Request, now: float) -> FloatArray:
-        """(M,) USD by which a query chooses now: with its failures, its conversation's model, and its switch."""
-        worth, models = request.worth, self._models
-        assert worth is not None
-        cost, home, planned = worth.adjusted, request.home, request.decision
-        if planned is not None and planned.model is not None:
-            if not self.health.rest_s(planned.model):
-                cost = self._staying(request, cost, planned.model, math.inf)
-        elif home is not None and home.model in models:
-            leaving_usd = math.inf if request.pinned else home.leaving_usd(worth.pool[home.model])
-            cost = self._staying(request, cost, home.model, leaving_usd)
-        if request.tried or request.barred:
-            cost = cost.copy()
-            for j, name in enumerate(models):
-                if name in request.barred or now < request.tried.get(name, -math.inf):
-                    cost[j] = np.inf
-                elif name in request.tried:
-                    cost[j] += FIRST
-        return cost
-
-    def _staying(self, request: Request, cost: FloatArray, name: str, leaving_usd: float) -> FloatArray:
-        """With what it costs to leave a model; it has to be left where it failed, or cannot be had."""
-        if name not in self._models or not np.isfinite(cost[self._models.index(name)]):
-            return cost
-        if math.isinf(leaving_usd) and (name in request.tried or name in request.barred):
-            return cost
-        return cost + np.where([name == other for other in self._models], 0.0, leaving_usd)
 
     def _reserve(self, asked: list[tuple[Request, int]], now: float) -> list[bool]:
         """Reserve and hand out tickets; whether each request is done with waiting."""
