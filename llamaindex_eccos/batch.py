@@ -19,7 +19,7 @@ from llama_index.core.utils import get_tqdm_iterable
 from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
 from eccos_integrations.router import Router
 from eccos_integrations.serving.dispatch import Dispatcher, Options
-from llamaindex_eccos.decisions import Planned, planned
+from llamaindex_eccos.decisions import Planned, heard, planned
 from llamaindex_eccos.llm import EccosLLM
 from llamaindex_eccos.routed import Call
 from llamaindex_eccos.selector import EccosSelector
@@ -54,7 +54,7 @@ async def aquery_batch(
         return_exceptions: An error takes the place of its answer. Else the first ends the batch, and is raised.
 
     Returns:
-        The answers, in the order of the queries.
+        The answers, in the order of the queries; `metadata["eccos"]` of each says who gave it, and the decision's id.
 
     Raises:
         ConfigError: Nothing that decides is found in the engine, or there are several that differ.
@@ -63,8 +63,16 @@ async def aquery_batch(
     texts = [query if isinstance(query, str) else query.query_str for query in queries]
     decider = _decider(engine) if llm is None else _checked(llm, Decider)
     asked = [(text, Options(policy=decider.policy)) for text in texts]
+
+    async def answered(i: int) -> Any:
+        with heard() as decisions:
+            response = await engine.aquery(queries[i])
+        if decisions and hasattr(response, "metadata"):
+            response.metadata = {**(response.metadata or {}), "eccos": decisions[-1]}
+        return response
+
     return await _answers(
-        decider.router, asked, lambda i: engine.aquery(queries[i]),
+        decider.router, asked, answered,
         num_workers=num_workers, show_progress=show_progress, return_exceptions=return_exceptions,
     )  # fmt: skip
 

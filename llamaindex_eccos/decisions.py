@@ -53,6 +53,30 @@ def planned(decision: Decision, forecast: Forecast) -> Iterator[None]:
         PLANNED.reset(token)
 
 
+_HEARD: ContextVar[list[dict[str, Any]] | None] = ContextVar("eccos_heard", default=None)
+
+
+@contextmanager
+def heard() -> Iterator[list[dict[str, Any]]]:
+    """The decisions made within the block, and in the tasks begun there, as `record` gives them.
+
+    For who asks an engine, whose answer does not say which model gave it.
+    """
+    decisions: list[dict[str, Any]] = []
+    token = _HEARD.set(decisions)
+    try:
+        yield decisions
+    finally:
+        _HEARD.reset(token)
+
+
+def tell(told: dict[str, Any]) -> None:
+    """Let whoever listens around this hear of a decision."""
+    listening = _HEARD.get()
+    if listening is not None:
+        listening.append(told)
+
+
 def record(decision: Decision, attempt: int = 1) -> dict[str, Any]:
     """The decision in plain values, for answers and events. No text of the query is in it."""
     return {

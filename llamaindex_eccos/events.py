@@ -4,7 +4,7 @@ from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.base import BaseEvent
 
 from eccos_integrations.plan import Decision
-from llamaindex_eccos.decisions import record
+from llamaindex_eccos.decisions import record, tell
 
 
 class EccosRouteEvent(BaseEvent):
@@ -42,4 +42,6 @@ class EccosRouteEvent(BaseEvent):
 
 def announce(decision: Decision, attempt: int = 1) -> None:
     """Tell LlamaIndex's instrumentation what was decided, as an event of the caller's own span."""
-    get_dispatcher(__name__).event(EccosRouteEvent(**record(decision, attempt)))
+    told = record(decision, attempt)
+    tell(told)
+    get_dispatcher(__name__).event(EccosRouteEvent(**told))

@@ -58,6 +58,16 @@ async def test_all_that_an_engine_asks_for_one_query_goes_to_its_planned_model(r
     assert sum(len(member._asked) for member in members.values()) >= 4
 
 
+async def test_an_answer_of_an_engine_says_which_model_gave_it_and_takes_feedback(router):
+    llm, members = llm_of(router, Policy(min_quality=0.0, capacity={"small": 2}))
+    engine = SummaryIndex([TextNode(text="a page")]).as_query_engine(llm=llm)
+    answers = await aquery_batch(engine, SUMS[:4])
+    for text, answer in zip(SUMS[:4], answers, strict=True):
+        told = answer.metadata["eccos"]
+        assert any(text in prompt for prompt in members[told["model"]]._asked)
+        router.feedback(told["decision_id"], quality=1.0)
+
+
 async def test_each_query_travels_with_its_own_decision_and_forecast(router):
     class Spy(CustomQueryEngine):
         def custom_query(self, query_str):
