@@ -68,3 +68,8 @@ def test_logs_of_two_processes_are_counted_as_one():
     one, other = [entry(0.0, 10.0), entry(20.0, 30.0)], [entry(1.0, 9.0), entry(5.0, 6.0)]
     figures = load.Run("two", 4, 1.0, 4, waited_s=[0.0], entries=one + other).figures(ModelPool(pool))
     assert figures["violations"] == 2  # the third at a time, the fourth in a minute
+
+
+def test_placing_is_timed():
+    figures = serving.repair(20, 4)
+    assert 0 < figures["place_p50_ms"] <= figures["place_max_ms"]
