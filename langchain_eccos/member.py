@@ -40,15 +40,7 @@ class Meter(BaseCallbackHandler):
 
     def told(self, answers: list[Any]) -> Usage | None:
         """What was used, by the LLM runs, or where there were none by the answers; None where one does not say."""
-        uses = self._uses or [usage for answer in answers if (usage := usage_of(answer))]
-        known = [usage for usage in uses if usage is not None]
-        if not uses or len(known) < len(uses):
-            return None
-        return Usage(
-            sum(usage.input_tokens for usage in known),
-            sum(usage.output_tokens for usage in known),
-            cached_tokens=sum(usage.cached_tokens for usage in known),
-        )
+        return Usage.total(self._uses or [usage for answer in answers if (usage := usage_of(answer))])
 
 
 def member_config(config: RunnableConfig, ticket: Ticket, meter: Meter) -> RunnableConfig:

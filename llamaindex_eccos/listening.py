@@ -107,15 +107,7 @@ class Meter:
     @property
     def usage(self) -> Usage | None:
         """Of all calls together; None: there were none, or one of them does not say."""
-        uses = [usage for _, usage in self._uses.values()]
-        known = [usage for usage in uses if usage is not None]
-        if not known or len(known) < len(uses):
-            return None
-        return Usage(
-            sum(usage.input_tokens for usage in known),
-            sum(usage.output_tokens for usage in known),
-            cached_tokens=sum(usage.cached_tokens for usage in known),
-        )
+        return Usage.total([usage for _, usage in self._uses.values()])
 
     @contextmanager
     def listening(self) -> Iterator[None]:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eccos_integrations import NoCapacityError, Policy
-from eccos_integrations.serving.window import MOST, Arrivals, BackpressureError, Request
+from eccos_integrations.serving.window import MOST, Arrivals, BackpressureError, Request, Usage
 
 TIMES = st.floats(0, 100, allow_nan=False)
 
@@ -94,3 +94,10 @@ def test_backpressure_says_when_to_try_again_also_as_a_copy():
 
 def test_no_text_is_shown_by_who_waits():
     assert "xylophone" not in repr(Request("xylophone", Policy(), 0.0, 1.0, conversation="xylophone"))
+
+
+def test_the_total_of_several_calls_is_known_only_where_each_says_what_it_used():
+    assert Usage.total([Usage(1, 2, 1, 0.5), Usage(3, 4, 0, 0.25)]) == Usage(4, 6, 1, 0.75)
+    assert Usage.total([Usage(1, 2, cost_usd=0.5), Usage(3, 4)]) == Usage(4, 6)
+    assert Usage.total([Usage(1, 2), None]) is None
+    assert Usage.total([]) is None

@@ -4,7 +4,7 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypedDict, TypeVar
@@ -203,6 +203,20 @@ class Usage:
     output_tokens: int
     cached_tokens: int = 0
     cost_usd: float | None = None
+
+    @classmethod
+    def total(cls, uses: "Sequence[Usage | None]") -> "Usage | None":
+        """Of several calls together; None where there are none, or one of them does not say."""
+        known = [usage for usage in uses if usage is not None]
+        if not known or len(known) < len(uses):
+            return None
+        billed = [usage.cost_usd for usage in known if usage.cost_usd is not None]
+        return cls(
+            sum(usage.input_tokens for usage in known),
+            sum(usage.output_tokens for usage in known),
+            sum(usage.cached_tokens for usage in known),
+            sum(billed) if len(billed) == len(known) else None,
+        )
 
     def usd(self, model: Model) -> float | None:
         """Billed, or by the model's prices; None where they are not known."""
