@@ -44,6 +44,8 @@ bench: .venv/.dev ## the benchmarks; the second takes some ten minutes, the last
 	$(BIN)/pytest --benchmark-enable --benchmark-only benchmarks
 	$(BIN)/eccos bench assignment
 	$(BIN)/eccos bench serving
+	$(BIN)/eccos bench langchain
+	$(BIN)/eccos bench llamaindex
 	ECCOS_BENCH_ENCODERS=lexical $(BIN)/eccos bench routing
 
 lock: ## write constraints.txt anew from the newest versions that fit together
