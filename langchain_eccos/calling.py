@@ -1,25 +1,25 @@
 """Calls of one of several members, each through the dispatcher: decided one by one, or a batch jointly beforehand."""
 
-import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from langchain_core.runnables import Runnable, RunnableConfig
 
-from eccos_integrations.errors import EccosError, NoCapacityError
 from eccos_integrations.policy import Policy
 from eccos_integrations.router import Router
-from eccos_integrations.serving.dispatch import Dispatcher, Options, Ticket, Usage
+from eccos_integrations.serving.dispatch import Dispatcher, Ticket, Usage
+from eccos_integrations.serving.jointly import Asked, decided_in_place
 from langchain_eccos.decisions import aannounce, announce, options_of
 from langchain_eccos.member import Meter, member_config, member_kwargs, shown
 from langchain_eccos.query import QuerySource, joined, prompt_tokens, query_text
 
 Kwargs = Mapping[str, Any]
-Asked = tuple[str, Options]
-"""A query, and what the dispatcher has to know of it."""
+LEFT_OUT = (
+    "every model it may go to is full by the policy's capacity, or too short for it; raise the capacity, or send a "
+    "smaller batch"
+)
 
 
 @dataclass(frozen=True)
@@ -64,47 +64,14 @@ class Calls:
         An input that cannot be decided has its error, and the others go on.
         """
         found: list[Asked | Exception] = []
-        alike: dict[str, list[int]] = {}
-        for i, each in enumerate(zip(inputs, configs, strict=True)):
+        for each in zip(inputs, configs, strict=True):
             try:
-                text, options = self.asked(*each, kwargs)
+                found.append(self.asked(*each, kwargs))
             except Exception as error:  # noqa: BLE001  # of the caller's own `query`, too
                 found.append(error)
-            else:
-                found.append((text, options))
-                policy = options.get("policy") or self.router.policy
-                alike.setdefault(policy.model_dump_json(), []).append(i)
-        for positions in alike.values():
-            asked = [one for i in positions if isinstance(one := found[i], tuple)]
-            for i, result in zip(positions, self._plan(asked), strict=True):
-                found[i] = result
-        return found
-
-    def _plan(self, asked: list[Asked]) -> Sequence[Asked | Exception]:
-        """The joint solve of inputs under one policy."""
-        allowed = [options.get("candidates") for _, options in asked]
-        forbidden = None
-        if any(names is not None for names in allowed):
-            models = self.router.models
-            forbidden = np.array([[names is not None and name not in names for name in models] for names in allowed])
-        try:
-            plan = self.router.plan([text for text, _ in asked], asked[0][1]["policy"], forbidden=forbidden)
-        except EccosError as error:
-            return [copy.copy(error) for _ in asked]  # every raise adds to an error's traceback
-        except Exception as error:  # noqa: BLE001
-            return [error for _ in asked]
-        results: list[Asked | Exception] = []
-        for row, ((text, options), decision) in enumerate(zip(asked, plan.decisions, strict=True)):
-            if decision.model is None:
-                results.append(NoCapacityError(
-                    "every model it may go to is full by the policy's capacity, or too short for it; raise the "
-                    "capacity, or send a smaller batch"))  # fmt: skip
-            else:
-                forecast = plan.forecast.take(np.array([row]))
-                results.append((text, {**options, "decision": decision, "forecast": forecast}))
-        whole = [one for one in results if isinstance(one, tuple)]
-        ready = iter(self.dispatcher.appraised(whole))
-        return [next(ready) if isinstance(one, tuple) else one for one in results]
+        found = decided_in_place(found, self.router, LEFT_OUT)
+        ready = iter(self.dispatcher.appraised([one for one in found if isinstance(one, tuple)]))
+        return [next(ready) if isinstance(one, tuple) else one for one in found]
 
     def invoke(
         self,

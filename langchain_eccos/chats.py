@@ -1,27 +1,27 @@
 """One chat on its way to a member: what the dispatcher has to know of it, and the ways to put it to the member."""
 
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import numpy as np
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import merge_configs
 
-from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
+from eccos_integrations.errors import ConfigError
 from eccos_integrations.policy import Policy
 from eccos_integrations.router import Router
 from eccos_integrations.serving.dispatch import Dispatcher, Options, Ticket, Usage
+from eccos_integrations.serving.jointly import Asked, decided_in_place
 from langchain_eccos.abilities import TOOLS, candidates, media, prompt_tokens
 from langchain_eccos.bindings import KEY, Binding, SchemaBinding
 from langchain_eccos.decisions import aannounce, announce, child_config, options_of, record, stamped, usage_of
 from langchain_eccos.member import Meter, member_config
 from langchain_eccos.query import query_text
+
+LEFT_OUT = "every model it may go to is full by the policy's capacity; raise it, or send fewer"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -185,46 +185,31 @@ def decided(chats: Sequence[Chat | Exception], router: Router) -> list[Chat | Ex
         chats: Of a batch, or the errors of those that cannot be asked.
         router: Plans.
     """
-    found = list(chats)
-    by_policy: dict[str, list[tuple[int, Chat]]] = defaultdict(list)
-    for position, chat in enumerate(chats):
-        if isinstance(chat, Chat):
-            policy = chat.options["policy"] or router.policy
-            by_policy[policy.model_dump_json()].append((position, chat))
-    for group in by_policy.values():
-        for (position, _), chat in zip(group, _planned([chat for _, chat in group], router), strict=True):
-            found[position] = chat
-    return found
+    calls = [chat if isinstance(chat, Exception) else (chat.text, chat.options) for chat in chats]
+    return _with_options(chats, decided_in_place(calls, router, LEFT_OUT))
 
 
 def appraised(chats: Sequence[Chat | Exception], dispatcher: Dispatcher) -> list[Chat | Exception]:
     """Chats with all that the dispatcher can know of them before their calls."""
     ready = iter(dispatcher.appraised([(chat.text, chat.options) for chat in chats if isinstance(chat, Chat)]))
-    return [replace(chat, options=next(ready)[1]) if isinstance(chat, Chat) else chat for chat in chats]
+    return _with_options(chats, [next(ready) if isinstance(chat, Chat) else chat for chat in chats])
+
+
+def _with_options(chats: Sequence[Chat | Exception], calls: Sequence[Asked | Exception]) -> list[Chat | Exception]:
+    """The chats with the options of their calls, or the errors in their place."""
+    found: list[Chat | Exception] = []
+    for chat, call in zip(chats, calls, strict=True):
+        if isinstance(chat, Exception):
+            found.append(chat)
+        else:
+            found.append(call if isinstance(call, Exception) else replace(chat, options=call[1]))
+    return found
 
 
 def models_of(chats: Sequence[Chat | Exception]) -> list[str]:
     """The model of each decision; "" for an error, which asks nobody."""
     decisions = [None if isinstance(chat, Exception) else chat.options["decision"] for chat in chats]
     return ["" if decision is None else str(decision.model) for decision in decisions]
-
-
-def _planned(chats: list[Chat], router: Router) -> Iterator[Chat | Exception]:
-    """Those of one policy."""
-    able = [chat.options.get("candidates") or router.models for chat in chats]
-    forbidden = np.array([[name not in names for name in router.models] for names in able])
-    policy = chats[0].options["policy"]
-    try:
-        plan = router.plan([chat.text for chat in chats], policy, forbidden=forbidden if forbidden.any() else None)
-    except EccosError as error:
-        yield from [copy(error) for _ in chats]  # each raises its own
-        return
-    for row, (chat, decision) in enumerate(zip(chats, plan.decisions, strict=True)):
-        if decision.model is None:
-            yield NoCapacityError("every model it may go to is full by the policy's capacity; raise it, or send fewer")
-        else:
-            forecast = plan.forecast.take(np.array([row]))
-            yield replace(chat, options=Options(**{**chat.options, "decision": decision, "forecast": forecast}))
 
 
 def _tool_caller(messages: Sequence[BaseMessage]) -> str | None:

@@ -17,9 +17,10 @@ from eccos_integrations.errors import ConfigError
 from eccos_integrations.policy import Policy
 from eccos_integrations.router import Router
 from eccos_integrations.serving.dispatch import Dispatcher
+from eccos_integrations.serving.jointly import Asked
 from langchain_eccos.batching import AsyncTurn, Turn, in_tasks, in_threads
 from langchain_eccos.branches import Branches
-from langchain_eccos.calling import Asked, Calls
+from langchain_eccos.calling import Calls
 from langchain_eccos.joint import Configs, JointBatches
 from langchain_eccos.query import QuerySource
 

@@ -7,7 +7,6 @@ from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage
@@ -19,6 +18,7 @@ from llama_index.core.utils import get_tqdm_iterable
 from eccos_integrations.errors import ConfigError, EccosError, NoCapacityError
 from eccos_integrations.router import Router
 from eccos_integrations.serving.dispatch import Dispatcher, Options
+from eccos_integrations.serving.jointly import Asked, decided
 from llamaindex_eccos.decisions import Planned, heard, planned
 from llamaindex_eccos.llm import EccosLLM
 from llamaindex_eccos.routed import Call
@@ -27,7 +27,6 @@ from llamaindex_eccos.selector import EccosSelector
 T = TypeVar("T")
 
 Decider = EccosLLM | EccosSelector
-Asked = tuple[str, Options]  # a query, and what the dispatcher has to know of it
 
 
 async def aquery_batch(
@@ -244,18 +243,20 @@ def _plans(router: Router, asked: Sequence[Asked | EccosError]) -> list[Planned 
     known = [each for each in asked if not isinstance(each, EccosError)]
     if not known:
         return [each for each in asked if isinstance(each, EccosError)]
-    able = [options.get("candidates") or router.models for _, options in known]
-    forbidden = np.array([[name not in names for name in router.models] for names in able])
-    plan = router.plan([text for text, _ in known], known[0][1].get("policy"), forbidden=forbidden)
+    found = decided(known, router)
     left_out = NoCapacityError(
-        f"{plan.models.count(None)} of {len(plan)} have no place: the policy's capacity is used up, or no context "
+        f"{found.count(None)} of {len(found)} have no place: the policy's capacity is used up, or no context "
         "window is long enough; raise the capacity, or send a smaller batch"
     )
-    said = (
-        left_out if decision.model is None else Planned(decision, plan.forecast.take(np.array([row])))
-        for row, decision in enumerate(plan.decisions)
-    )
+    said = (_planned(options) if options is not None else left_out for options in found)
     return [each if isinstance(each, EccosError) else next(said) for each in asked]
+
+
+def _planned(options: Options) -> Planned:
+    decision, forecast = options["decision"], options["forecast"]
+    assert decision is not None
+    assert forecast is not None
+    return Planned(decision, forecast)
 
 
 def _decider(engine: object) -> Decider:
