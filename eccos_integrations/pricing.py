@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eccos_integrations.assignment import AssignmentProblem, Prices, Solution, adjusted_cost, solve
+from eccos_integrations.assignment.solution import quality_price
 from eccos_integrations.learnt import Learnt
 from eccos_integrations.outcomes import FloatArray
 from eccos_integrations.planning import assignment_problem
 from eccos_integrations.policy import Policy
 from eccos_integrations.predictors import Forecast
+from eccos_integrations.ranking import Ranking
 
 SAMPLE = 500  # past queries that a single query's prices are computed from
 POLICIES = 128  # whose prices are kept
@@ -58,8 +60,26 @@ class CurrentPrices:
                     self._known.popitem(last=False)
         return known[1], known[2]
 
+    def ranking(
+        self, policy: Policy, learnt: Learnt, forecast: Forecast, added_tokens: FloatArray | None = None
+    ) -> Ranking:
+        """How queries rank the models at the policy's prices.
 
-def level(added_tokens: FloatArray) -> NDArray[np.int64]:
+        Args:
+            policy: What must hold.
+            learnt: With the past queries.
+            forecast: (N, M).
+            added_tokens: (N,) input of each call beside its query; None: there is none.
+        """
+        levels = [0] * len(forecast) if added_tokens is None else _levels(added_tokens).tolist()
+        at = {level: self.of(policy, learnt, level) for level in set(levels)}
+        budget = np.array([at[level][0].budget for level in levels]).reshape(-1, 1)
+        quality = np.array([quality_price(at[level][0], "min_quality") for level in levels]).reshape(-1, 1)
+        adjusted = (1 + budget) * forecast.cost_usd - quality * forecast.quality
+        return Ranking(adjusted, ["routed at the current prices"] * len(levels), all(met for _, met in at.values()))
+
+
+def _levels(added_tokens: FloatArray) -> NDArray[np.int64]:
     """Tokens to the nearest half of a power of two, below 32 none: few enough values to know prices for each."""
     halves = np.round(2 * np.log2(np.maximum(added_tokens, 1.0)))
     return np.where(halves < 10, 0, np.round(2 ** (halves / 2))).astype(np.int64)

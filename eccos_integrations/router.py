@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from eccos_integrations.artifact import read_artifact, write_artifact
 from eccos_integrations.assignment import Prices, adjusted_cost, solve
-from eccos_integrations.assignment.solution import quality_price
 from eccos_integrations.certified import Certificates, certified_ranking, holds, place
 from eccos_integrations.encoders import EncoderLike
 from eccos_integrations.errors import ConfigError, InfeasibleError
@@ -27,7 +26,7 @@ from eccos_integrations.policy import Policy
 from eccos_integrations.pool import Model, ModelPool
 from eccos_integrations.predictors import Forecast, ForecastMaker
 from eccos_integrations.predictors.selection import Trial
-from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met, level
+from eccos_integrations.pricing import GAP, TIME_LIMIT_S, CurrentPrices, floor_met
 from eccos_integrations.ranking import FIRST, Ranking
 from eccos_integrations.recent import RecentDecisions
 from eccos_integrations.report import Report
@@ -198,13 +197,7 @@ class Router:
         if guarantee is not None and learnt is self._certificates.fitted:
             ranking = certified_ranking(forecast, guarantee, learnt)
         else:
-            levels = np.zeros(len(forecast), dtype=np.int64) if added_tokens is None else level(added_tokens)
-            at = {tokens: self._prices.of(policy, learnt, tokens) for tokens in set(levels.tolist())}
-            budget = np.array([[at[tokens][0].budget] for tokens in levels.tolist()]).reshape(-1, 1)
-            quality = np.array([[quality_price(at[tokens][0], "min_quality")] for tokens in levels.tolist()])
-            adjusted = (1 + budget) * forecast.cost_usd - quality.reshape(-1, 1) * forecast.quality
-            met = all(each for _, each in at.values())
-            ranking = Ranking(adjusted, ["routed at the current prices"] * len(forecast), met)
+            ranking = self._prices.ranking(policy, learnt, forecast, added_tokens)
         for row in range(len(forecast)):
             with self._lock:
                 explored = self._exploration.turn()

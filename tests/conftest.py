@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from eccos_integrations import OutcomeTable, Policy, Router, load_sample
+from tests.redis_server import RedisServer
 
 # USD per million input and output tokens.
 PRICES = {"tiny": (0.1, 0.4), "small": (0.5, 1.5), "medium": (3.0, 15.0), "large": (10.0, 30.0)}
@@ -82,3 +83,19 @@ def contents() -> Callable[[Path], dict[str, bytes | None]]:
         }
 
     return under
+
+
+@pytest.fixture
+def own_server(tmp_path):
+    """A Redis that its test may kill."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def lasting_server(tmp_path):
+    """One that keeps its records when it is killed."""
+    server = RedisServer(tmp_path, "--appendonly", "yes")
+    yield server
+    server.kill()

@@ -14,26 +14,12 @@ from eccos_integrations import Policy
 from eccos_integrations.serving.dispatch import Dispatcher, Usage
 from eccos_integrations.serving.limits import Budget, StoreError, open_ledger
 from eccos_integrations.serving.window import BackpressureError
-from tests.redis_server import RedisServer, needs_redis
+from tests.redis_server import needs_redis
 from tests.test_dispatch import LONG, USAGE, ApiError, answer, failing, router_of, until
 
 pytestmark = needs_redis
 FORK = multiprocessing.get_context("fork")
 quiet_fork = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
-
-@pytest.fixture
-def server(tmp_path):
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def lasting_server(tmp_path):
-    server = RedisServer(tmp_path, "--appendonly", "yes")
-    yield server
-    server.kill()
 
 
 def opened(server, router, budgets=(), **settings):
@@ -42,15 +28,15 @@ def opened(server, router, budgets=(), **settings):
     )
 
 
-def test_two_dispatchers_share_the_limits(server):
+def test_two_dispatchers_share_the_limits(own_server):
     router = router_of(max_concurrency=1)
-    with opened(server, router) as one, opened(server, router) as other:
+    with opened(own_server, router) as one, opened(own_server, router) as other:
         with one.ticket("hello") as first, other.ticket("hello") as second:
             assert (first.model, second.model) == ("tiny", "small")
         until(lambda: other.call("hello", answer).answer == "tiny")
 
 
-def test_a_window_is_a_few_round_trips_however_many_are_in_it(server):
+def test_a_window_is_a_few_round_trips_however_many_are_in_it(own_server):
     router = router_of(max_concurrency=100)
 
     async def function(ticket):
@@ -58,27 +44,27 @@ def test_a_window_is_a_few_round_trips_however_many_are_in_it(server):
         return ticket.model, USAGE
 
     async def main():
-        ledger = open_ledger(server.uri, router.pool)
+        ledger = open_ledger(own_server.uri, router.pool)
         async with Dispatcher(router, ledger, window_s=0.2) as dispatcher:
             await dispatcher.acall("hello", function)
-            server.client.config_resetstat()
+            own_server.client.config_resetstat()
             await asyncio.gather(*(dispatcher.acall("hello", function) for _ in range(60)))
 
     asyncio.run(main())
-    until(lambda: server.client.hlen(next(server.client.scan_iter("*:leases"), "none")) == 0)
-    assert server.client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 30  # one by one, it would be over 120
+    until(lambda: own_server.client.hlen(next(own_server.client.scan_iter("*:leases"), "none")) == 0)
+    assert own_server.client.info("commandstats")["cmdstat_evalsha"]["calls"] <= 30  # one by one, it would be over 120
 
 
-def test_a_conversation_keeps_its_model_from_process_to_process_and_its_id_is_no_secret_told(server):
+def test_a_conversation_keeps_its_model_from_process_to_process_and_its_id_is_no_secret_told(own_server):
     router = router_of()
-    with opened(server, router) as one, opened(server, router) as other:
+    with opened(own_server, router) as one, opened(own_server, router) as other:
         assert (
             one.call("hello", failing(ApiError(500))[0], conversation="bob@example.org", pinned=True).answer == "small"
         )
         until(lambda: other.ledger.homes(["bob@example.org"]) != [None])
         assert other.call("hello", answer, conversation="bob@example.org", pinned=True).answer == "small"
         assert other.call("hello", answer, conversation="eve", pinned=True).answer == "tiny"
-        assert not [key for key in server.client.scan_iter("*") if "bob" in key]
+        assert not [key for key in own_server.client.scan_iter("*") if "bob" in key]
 
 
 # -- a store that is killed
@@ -142,13 +128,13 @@ def hold_all(uri, told):
 
 
 @quiet_fork
-def test_a_process_killed_with_calls_under_way_gives_them_back_within_the_lease_time(server):
+def test_a_process_killed_with_calls_under_way_gives_them_back_within_the_lease_time(own_server):
     router = router_of(max_concurrency=2)
     mine, theirs = FORK.Pipe()
-    process = FORK.Process(target=hold_all, args=(server.uri, theirs))
+    process = FORK.Process(target=hold_all, args=(own_server.uri, theirs))
     process.start()
     assert all(mine.recv() for _ in range(8))
-    with opened(server, router, lease_s=1.0) as dispatcher:
+    with opened(own_server, router, lease_s=1.0) as dispatcher:
         with pytest.raises(BackpressureError):
             dispatcher.call("hello", answer, deadline_s=1.5)  # longer than a lease: those who live renew
         process.kill()
@@ -200,10 +186,10 @@ def serve(uri, seed, log, n):
 
 
 @quiet_fork
-def test_four_processes_break_no_limit_and_lose_nothing(server):
+def test_four_processes_break_no_limit_and_lose_nothing(own_server):
     n = 120
     log, end = os.pipe()
-    processes = [FORK.Process(target=serve, args=(server.uri, seed, end, n)) for seed in range(4)]
+    processes = [FORK.Process(target=serve, args=(own_server.uri, seed, end, n)) for seed in range(4)]
     for process in processes:
         process.start()
     os.close(end)

@@ -73,21 +73,6 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture
-def own_server(tmp_path):
-    """For tests that kill it."""
-    server = RedisServer(tmp_path)
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def lasting_server(tmp_path):
-    server = RedisServer(tmp_path, "--appendonly", "yes")
-    yield server
-    server.kill()
-
-
-@pytest.fixture
 def told_time(monkeypatch):
     plain = store.script
     assert SERVER_TIME in plain("reserve")
